@@ -184,8 +184,9 @@ var (
 	ErrExists             = errors.New("session exists")
 	ErrConflict           = errors.New("lock cookie does not match")
 	ErrUnknownApplication = errors.New("unknown application")
-	// ErrFull refuses a write for want of room (memory.maxBytes, disk space, number
-	// of applications). Nothing was changed.
+	// ErrFull refuses a Set, or the registration of an application, for want of
+	// room (memory.maxBytes, disk space, number of applications). Nothing was
+	// changed. Other operations that meet a full disk fail.
 	ErrFull = errors.New("store is full")
 )
 

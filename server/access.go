@@ -1,0 +1,85 @@
+package server
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// AccessList says which addresses may connect: loopback always, and the
+// prefixes of the list. An IPv4 address written as ::ffff:a.b.c.d is the IPv4 address.
+type AccessList struct {
+	log      *slog.Logger
+	prefixes atomic.Pointer[[]netip.Prefix]
+
+	mu      sync.Mutex
+	refused map[netip.Addr]time.Time // when a refusal was last logged
+}
+
+// maxRefused bounds the addresses whose refusals are remembered.
+const maxRefused = 4096
+
+// NewAccessList returns a list that allows loopback only. Refusals are logged
+// once an address and minute.
+func NewAccessList(log *slog.Logger) *AccessList {
+	return &AccessList{log: log, refused: make(map[netip.Addr]time.Time)}
+}
+
+// Allow replaces the list; it applies to connections accepted from now on.
+func (a *AccessList) Allow(prefixes []netip.Prefix) {
+	list := make([]netip.Prefix, len(prefixes))
+	for i, p := range prefixes {
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		list[i] = p.Masked()
+	}
+	a.prefixes.Store(&list)
+}
+
+// Allowed reports whether a client at addr may connect, and logs it if not.
+func (a *AccessList) Allowed(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok { // a Unix socket, or a pipe in a test: its file mode is its access list
+		return true
+	}
+	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if ip.IsLoopback() {
+		return true
+	}
+	if list := a.prefixes.Load(); list != nil {
+		for _, p := range *list {
+			if p.Contains(ip) {
+				return true
+			}
+		}
+	}
+	if a.remember(ip, time.Now()) {
+		a.log.Warn("connection refused: the address is not in the allow list", "client", ip.String(), "setting", "allow")
+	}
+	return false
+}
+
+// remember reports whether a refusal of ip is to be logged now.
+func (a *AccessList) remember(ip netip.Addr, now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if last, ok := a.refused[ip]; ok && now.Sub(last) < time.Minute {
+		return false
+	}
+	if len(a.refused) >= maxRefused {
+		for old, last := range a.refused {
+			if now.Sub(last) >= time.Minute {
+				delete(a.refused, old)
+			}
+		}
+		if len(a.refused) >= maxRefused {
+			return false // a flood from everywhere: enough has been logged
+		}
+	}
+	a.refused[ip] = now
+	return true
+}

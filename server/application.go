@@ -1,0 +1,82 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"aspstate/backends"
+)
+
+// Application is an ASP.NET application by the name under which stores know it,
+// and what is remembered of its AppID.
+type Application struct {
+	Name     string
+	resolved atomic.Pointer[resolved]
+}
+
+type resolved struct {
+	id    backends.AppID
+	until time.Time
+}
+
+const (
+	// maxApplications bounds the cache of known applications.
+	maxApplications = 10_000
+	// resolveEvery is how often the store is asked again for an AppID that is
+	// known. Stores forget names that nobody asked for in a day.
+	resolveEvery = time.Hour
+)
+
+// applications caches known applications by name. What is unknown is asked of the
+// store every time: another server may have registered it.
+type applications struct {
+	mu    sync.RWMutex
+	known map[string]*Application
+}
+
+func (a *applications) init() { a.known = make(map[string]*Application) }
+
+// Application returns the application of this name, without asking the store.
+func (s *Sessions) Application(name string) *Application {
+	a := &s.applications
+	a.mu.RLock()
+	app := a.known[name]
+	a.mu.RUnlock()
+	if app == nil {
+		app = &Application{Name: name}
+	}
+	return app
+}
+
+// Known reports whether the store has told the application's AppID.
+func (app *Application) Known() bool { return app.resolved.Load() != nil }
+
+func (a *applications) resolve(ctx context.Context, store backends.Store, app *Application, create bool) (backends.AppID, error) {
+	was := app.resolved.Load()
+	if was != nil && time.Now().Before(was.until) {
+		return was.id, nil
+	}
+	id, err := store.Application(ctx, app.Name, create)
+	if err != nil {
+		return 0, err
+	}
+	app.resolved.Store(&resolved{id, time.Now().Add(resolveEvery)})
+	if was == nil {
+		a.remember(app)
+	}
+	return id, nil
+}
+
+func (a *applications) remember(app *Application) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.known) >= maxApplications {
+		for name := range a.known { // any one: it is asked for again when needed
+			delete(a.known, name)
+			break
+		}
+	}
+	a.known[app.Name] = app
+}

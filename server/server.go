@@ -1,0 +1,254 @@
+// Package server is what the front ends share: accepting connections and ending
+// them in good order (Server), the access list, the store with the patience that
+// web servers need (Sessions), and the sweeper.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Server accepts connections for one front end, within a limit, and ends them
+// in good order. Its fields are set before Serve; the methods are safe for
+// concurrent use.
+type Server struct {
+	// Handle serves one connection until it ends; the server closes it then. It calls
+	// Conn.Idle before it waits for a request and Conn.Busy when one has begun.
+	// ctx ends when a shutdown has run out of time.
+	Handle func(ctx context.Context, c *Conn)
+	Access *AccessList
+	Log    *slog.Logger
+
+	limit   atomic.Int64 // of connections; 0 means none
+	closing atomic.Bool
+
+	mu        sync.Mutex
+	conns     map[*Conn]struct{}
+	listeners map[net.Listener]struct{}
+	ctx       context.Context // of the connections
+	cutOff    context.CancelFunc
+	ended     chan struct{} // closed when closing and the last connection has ended
+	refused   seldom        // connections for which there was no room
+}
+
+// Conn is an accepted connection. At every moment it is either idle (waiting for
+// a request, and so free to be closed) or busy (a request has begun). It is born
+// busy.
+type Conn struct {
+	net.Conn
+	srv   *Server
+	since atomic.Int64 // connBusy, connClosing, or idle since then (Unix nanoseconds)
+}
+
+// logEvery is how often a condition that meets every request is logged.
+const logEvery = 10 * time.Second
+
+const (
+	connBusy    = 0
+	connClosing = -1
+)
+
+// ErrServerClosed is what Serve returns after Shutdown.
+var ErrServerClosed = errors.New("server closed")
+
+// LimitConnections sets how many connections may be open at once; 0 means any
+// number. At the limit the one idle longest is closed to make room (web servers
+// reconnect before they use it); with none idle, the new one is refused.
+func (s *Server) LimitConnections(n int) { s.limit.Store(int64(n)) }
+
+// Idle marks the connection as waiting for a request. It returns false if the
+// connection must end now, because the server is shutting down.
+func (c *Conn) Idle(now time.Time) bool {
+	c.since.Store(now.UnixNano())
+	return !c.srv.closing.Load()
+}
+
+// Busy marks that a request has begun. It returns false if the server closed
+// the connection meanwhile.
+func (c *Conn) Busy() bool {
+	since := c.since.Load()
+	return since != connClosing && c.since.CompareAndSwap(since, connBusy)
+}
+
+// closeIdle closes the connection if it is idle.
+func (c *Conn) closeIdle() bool {
+	since := c.since.Load()
+	if since == connBusy || since == connClosing || !c.since.CompareAndSwap(since, connClosing) {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// Serve accepts connections from ln until Shutdown, and returns
+// ErrServerClosed then. It may be called for several listeners.
+func (s *Server) Serve(ln net.Listener) error {
+	defer ln.Close()
+	if !s.track(ln) {
+		return ErrServerClosed
+	}
+	var pause time.Duration
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			if s.closing.Load() {
+				<-s.ended
+				return ErrServerClosed
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+			}
+			// Out of file descriptors, or a connection that died in the queue.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.Log.Warn("cannot accept a connection, trying again", "error", err, "in", pause)
+			time.Sleep(pause)
+			continue
+		}
+		pause = 0
+		if !s.Access.Allowed(nc.RemoteAddr()) {
+			nc.Close()
+			continue
+		}
+		if c := s.admit(nc); c != nil {
+			go s.run(c)
+		}
+	}
+}
+
+func (s *Server) track(ln net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing.Load() {
+		return false
+	}
+	if s.conns == nil {
+		s.conns = make(map[*Conn]struct{})
+		s.listeners = make(map[net.Listener]struct{})
+		s.ended = make(chan struct{})
+		s.ctx, s.cutOff = context.WithCancel(context.Background())
+	}
+	s.listeners[ln] = struct{}{}
+	return true
+}
+
+// admit registers a connection, or closes it and returns nil where there is no room.
+func (s *Server) admit(nc net.Conn) *Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if limit := int(s.limit.Load()); limit > 0 && len(s.conns) >= limit && !s.closeLongestIdle() {
+		s.refused.add(1, func(n int64) {
+			s.Log.Warn("connections are refused: all are busy; raise limits.connections if this goes on",
+				"refused", n, "client", nc.RemoteAddr(), "connections", len(s.conns))
+		})
+		nc.Close()
+		return nil
+	}
+	if s.closing.Load() {
+		nc.Close()
+		return nil
+	}
+	c := &Conn{Conn: nc, srv: s}
+	s.conns[c] = struct{}{}
+	return c
+}
+
+// closeLongestIdle makes room for one connection. It looks at all of them, so
+// that requests need not keep an order among them while there is room.
+func (s *Server) closeLongestIdle() bool {
+	for {
+		var longest *Conn
+		for c := range s.conns {
+			since := c.since.Load()
+			if since > connBusy && (longest == nil || since < longest.since.Load()) {
+				longest = c
+			}
+		}
+		if longest == nil {
+			return false
+		}
+		if longest.closeIdle() {
+			delete(s.conns, longest)
+			return true
+		}
+	}
+}
+
+func (s *Server) run(c *Conn) {
+	defer s.remove(c)
+	defer c.Close()
+	defer func() {
+		if p := recover(); p != nil {
+			s.Log.Error("a request failed in the server, its connection is closed",
+				"client", c.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	s.Handle(s.ctx, c)
+}
+
+func (s *Server) remove(c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	s.checkEnded()
+}
+
+// checkEnded runs under mu.
+func (s *Server) checkEnded() {
+	if s.closing.Load() && len(s.conns) == 0 {
+		select {
+		case <-s.ended:
+		default:
+			close(s.ended)
+			s.cutOff()
+		}
+	}
+}
+
+// Connections returns how many connections are open.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// Shutdown stops accepting, closes idle connections and waits for the requests
+// under way to be answered. When ctx ends first, it closes what is left and
+// returns ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closing.Store(true)
+	for ln := range s.listeners {
+		ln.Close()
+	}
+	for c := range s.conns {
+		c.closeIdle()
+	}
+	ended := s.ended
+	if ended != nil {
+		s.checkEnded()
+	}
+	s.mu.Unlock()
+	if ended == nil {
+		return nil
+	}
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	left := len(s.conns)
+	s.cutOff()
+	for c := range s.conns {
+		c.Close()
+	}
+	s.mu.Unlock()
+	return fmt.Errorf("%d requests were cut off: %w", left, ctx.Err())
+}

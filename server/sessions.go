@@ -1,0 +1,248 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"aspstate/backends"
+)
+
+// Session names a session as front ends know it.
+type Session struct {
+	App *Application
+	ID  string
+}
+
+// Sessions is what front ends ask: a store, with the patience that web servers
+// need. It retries what fails until the request's budget is spent, because a web
+// server takes every failure for a page error or, worse, for a missing session. An
+// error that is not an answer (backends.IsAnswer) means that the budget is spent:
+// the front end closes the connection without an answer.
+//
+// The budget of a request counts from its arrival, which the methods take as an
+// argument.
+type Sessions struct {
+	store  backends.Store
+	log    *slog.Logger
+	budget atomic.Int64 // time.Duration
+
+	origin   [8]byte // first half of this process's tokens
+	sequence atomic.Uint64
+
+	applications applications
+	outage       outage
+	refused      seldom
+	later        later
+}
+
+// NewSessions returns Sessions over store, whose calls end budget after a
+// request's arrival. Run must be running for what is left to be done later.
+func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *Sessions {
+	s := &Sessions{store: store, log: log}
+	rand.Read(s.origin[:])
+	s.SetBudget(budget)
+	s.applications.init()
+	s.later.init(log)
+	s.outage.log = log
+	return s
+}
+
+// SetBudget changes the budget of requests that arrive from now on.
+func (s *Sessions) SetBudget(d time.Duration) { s.budget.Store(int64(d)) }
+
+// Get returns the item of an unlocked session (MS-ASP 3.1.5.1). The errors are
+// those of backends.Store.Get.
+func (s *Sessions) Get(ctx context.Context, arrived time.Time, session Session) (item backends.Item, err error) {
+	tok := s.token()
+	_, err = s.do(ctx, "get", arrived, func(ctx context.Context) error {
+		key, err := s.key(ctx, session, false)
+		if err == nil {
+			item, err = s.store.Get(ctx, key, tok)
+		}
+		return err
+	})
+	return item, err
+}
+
+// GetExclusive locks the session and returns its item (MS-ASP 3.1.5.2). A lock
+// that may have been taken although the call failed is released later.
+func (s *Sessions) GetExclusive(ctx context.Context, arrived time.Time, session Session) (item backends.Item, err error) {
+	tok := s.token()
+	unknown, err := s.do(ctx, "get exclusive", arrived, func(ctx context.Context) error {
+		key, err := s.key(ctx, session, false)
+		if err == nil {
+			item, err = s.store.GetExclusive(ctx, key, tok)
+		}
+		return err
+	})
+	if unknown {
+		s.later.add(task{"release a lock that nobody was told of", func(ctx context.Context) error {
+			key, err := s.key(ctx, session, false)
+			if err == nil {
+				item, err = s.store.GetExclusive(ctx, key, tok)
+			}
+			if err == nil {
+				_, err = s.store.Release(ctx, key, s.token(), item.LockCookie)
+			}
+			return err
+		}})
+	}
+	return item, err
+}
+
+// Release unlocks the session if it is locked with this cookie (MS-ASP 3.1.5.4)
+// and reports whether it was uninitialized. The client ignores every
+// failure, so a failing store is no error here: the lock is released later.
+func (s *Sessions) Release(ctx context.Context, arrived time.Time, session Session, cookie backends.Cookie) (uninitialized bool, err error) {
+	tok := s.token()
+	try := func(ctx context.Context) error {
+		key, err := s.key(ctx, session, false)
+		if err == nil {
+			uninitialized, err = s.store.Release(ctx, key, tok, cookie)
+		}
+		return err
+	}
+	if _, err = s.do(ctx, "release", arrived, try); !backends.IsAnswer(err) {
+		s.later.add(task{"release", try})
+		return false, nil
+	}
+	return uninitialized, err
+}
+
+// ReleaseLater releases a lock that its owner will not release: the answer that
+// grants it could not be written, or the owner's Set was refused.
+func (s *Sessions) ReleaseLater(session Session, cookie backends.Cookie) {
+	tok := s.token()
+	s.later.add(task{"release", func(ctx context.Context) error {
+		key, err := s.key(ctx, session, false)
+		if err == nil {
+			_, err = s.store.Release(ctx, key, tok, cookie)
+		}
+		return err
+	}})
+}
+
+// Set stores an item (MS-ASP 3.1.5.3). The errors are those of
+// backends.Store.Set. Where the write is refused as too much, or the store fails, the
+// lock with the write's cookie is released, because the client will not do it.
+func (s *Sessions) Set(ctx context.Context, arrived time.Time, session Session, w backends.Write) error {
+	tok := s.token()
+	_, err := s.do(ctx, "set", arrived, func(ctx context.Context) error {
+		key, err := s.key(ctx, session, true)
+		if err == nil {
+			err = s.store.Set(ctx, key, tok, w)
+		}
+		return err
+	})
+	if errors.Is(err, backends.ErrFull) {
+		s.refused.add(1, func(n int64) {
+			s.log.Error("items were refused because the store is full; their sessions keep the old ones",
+				"items", n, "application", session.App.Name, "session", backends.ShortID(session.ID), "bytes", len(w.Data), "error", err)
+		})
+	}
+	if (errors.Is(err, backends.ErrFull) || !backends.IsAnswer(err)) && w.LockCookie > 0 {
+		s.ReleaseLater(session, w.LockCookie)
+	}
+	return err
+}
+
+// Remove deletes the session under the condition (MS-ASP 3.1.5.5).
+func (s *Sessions) Remove(ctx context.Context, arrived time.Time, session Session, cookie backends.Cookie, cond backends.Condition) error {
+	tok := s.token()
+	_, err := s.do(ctx, "remove", arrived, func(ctx context.Context) error {
+		key, err := s.key(ctx, session, false)
+		if err == nil {
+			err = s.store.Remove(ctx, key, tok, cookie, cond)
+		}
+		return err
+	})
+	return err
+}
+
+// ResetTimeout renews the session (MS-ASP 3.1.5.6). A failing store is no error
+// here: the session is renewed later.
+func (s *Sessions) ResetTimeout(ctx context.Context, arrived time.Time, session Session) error {
+	try := func(ctx context.Context) error {
+		key, err := s.key(ctx, session, false)
+		if err == nil {
+			err = s.store.ResetTimeout(ctx, key)
+		}
+		return err
+	}
+	once, cancel := context.WithDeadline(ctx, s.end(arrived, time.Second))
+	err := try(once)
+	cancel()
+	if !backends.IsAnswer(err) {
+		s.outage.failed("reset timeout", err)
+		s.later.renew(session, try)
+		return nil
+	}
+	s.outage.worked()
+	return err
+}
+
+// do calls op until it answers or the budget is spent. One try takes at most a
+// third of the budget, so that a database that hangs leaves time for the next host;
+// when an outage is older than the budget, there is one try of at most a second.
+// unknown says that op failed and may all the same have been applied.
+func (s *Sessions) do(ctx context.Context, name string, arrived time.Time, op func(context.Context) error) (unknown bool, err error) {
+	budget := time.Duration(s.budget.Load())
+	atMost, last := budget, s.outage.olderThan(budget)
+	if last {
+		atMost = time.Second
+	}
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
+		try, cancel := context.WithDeadline(ctx, s.end(arrived, atMost))
+		err = op(try)
+		cancel()
+		if backends.IsAnswer(err) {
+			s.outage.worked()
+			return false, err
+		}
+		unknown = unknown || !errors.Is(err, backends.ErrNotApplied)
+		s.outage.failed(name, err)
+		pause := pause/2 + mathrand.N(pause)
+		if last || errors.Is(err, backends.ErrPermanent) || ctx.Err() != nil || time.Since(arrived)+pause >= budget {
+			s.outage.gaveUp(name, err)
+			return unknown, fmt.Errorf("%s: the store is failing: %w", name, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// end is when a try that begins now ends: after at most this long, a third of the budget,
+// or at the end of the budget.
+func (s *Sessions) end(arrived time.Time, atMost time.Duration) time.Time {
+	budget := time.Duration(s.budget.Load())
+	end, deadline := time.Now().Add(min(atMost, budget/3)), arrived.Add(budget)
+	if end.After(deadline) {
+		return deadline
+	}
+	return end
+}
+
+// key finds the store's key of a session. An application that does not exist, and is
+// not to be created, has no sessions.
+func (s *Sessions) key(ctx context.Context, session Session, create bool) (backends.Key, error) {
+	id, err := s.applications.resolve(ctx, s.store, session.App, create)
+	if errors.Is(err, backends.ErrUnknownApplication) {
+		err = backends.ErrNotFound
+	}
+	return backends.Key{App: id, ID: session.ID}, err
+}
+
+func (s *Sessions) token() (t backends.Token) {
+	copy(t[:8], s.origin[:])
+	binary.BigEndian.PutUint64(t[8:], s.sequence.Add(1))
+	return t
+}

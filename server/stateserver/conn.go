@@ -1,0 +1,246 @@
+package stateserver
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"aspstate/server"
+)
+
+const (
+	// readBuffer is what every connection reads into: the head of a request and the
+	// beginning of its body, most often all of it.
+	readBuffer = 4 << 10
+	// bodyStep is how much of a body is set aside before any of it has arrived.
+	// The rest grows with what arrives, whatever length was announced.
+	bodyStep = 64 << 10
+	// smallAnswer is the largest item that is copied behind its head, so that both
+	// leave in one write; larger ones are written from where they are.
+	smallAnswer = 32 << 10
+)
+
+// conn reads requests from one connection and writes their answers, one at a
+// time, in the order in which they came.
+type conn struct {
+	*server.Conn
+	srv      *Server
+	settings *Settings // of the request under way
+
+	in   []byte // in[r:w] has arrived and is not consumed
+	r, w int
+	out  []byte
+
+	readBy, writeBy time.Time // the deadlines that are set
+}
+
+// serve handles the connection until it ends.
+func (c *conn) serve(ctx context.Context) {
+	for {
+		arrived, ok := c.awaitRequest()
+		if !ok {
+			return
+		}
+		var req request
+		resp, session, err := c.readRequest(ctx, arrived, &req)
+		if err != nil {
+			return
+		}
+		if resp.noAnswer || !c.write(&resp, session) || resp.closeAfter {
+			if resp.closeAfter {
+				c.linger()
+			}
+			return
+		}
+	}
+}
+
+// awaitRequest waits, idle, until a request has begun.
+func (c *conn) awaitRequest() (arrived time.Time, ok bool) {
+	now := time.Now()
+	c.settings = c.srv.settings.Load()
+	if !c.Idle(now) {
+		return now, false
+	}
+	if c.r == c.w {
+		c.r, c.w = 0, 0
+		if len(c.in) > readBuffer {
+			c.in = make([]byte, readBuffer) // an unusually long head is over
+		}
+		// Setting a deadline costs about as much as parsing a request: an idle time
+		// that is up to a quarter short will do.
+		if want := now.Add(c.settings.Idle); c.readBy.Before(now.Add(c.settings.Idle/4*3)) || c.readBy.After(want) {
+			c.setReadDeadline(want)
+		}
+		if !c.fill() {
+			return now, false
+		}
+		now = time.Now()
+	}
+	return now, c.Busy()
+}
+
+// fill reads what has arrived behind what is buffered.
+func (c *conn) fill() bool {
+	if c.w == len(c.in) {
+		if c.r > 0 {
+			c.w = copy(c.in, c.in[c.r:c.w])
+			c.r = 0
+		} else {
+			c.in = append(c.in, make([]byte, max(readBuffer, len(c.in)))...)
+		}
+	}
+	n, err := c.Read(c.in[c.w:])
+	c.w += n
+	return n > 0 || err == nil
+}
+
+// readHead waits for a whole head and parses it. The head is consumed.
+func (c *conn) readHead(arrived time.Time, req *request) error {
+	for {
+		for c.r < c.w && (c.in[c.r] == '\r' || c.in[c.r] == '\n') {
+			c.r++ // line ends between requests, which some clients send
+		}
+		buf := c.in[c.r:c.w]
+		if len(buf) > 0 && (buf[0] < 'A' || buf[0] > 'Z') {
+			return errVerb // TLS, or no text at all: no need to wait for a line's end
+		}
+		n, err := findHead(buf, c.settings.RequestLine, c.settings.Headers)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			c.r += n
+			return parseHead(buf[:n], req)
+		}
+		c.setReadDeadline(arrived.Add(c.settings.ReadHead))
+		if !c.fill() {
+			return errGone
+		}
+	}
+}
+
+// errGone says that the client closed the connection, or took too long.
+var errGone = errors.New("connection ended within a request")
+
+// body reads a body of n bytes. The slice is good until the next request is read. free
+// must be called when it is no longer needed.
+func (c *conn) body(ctx context.Context, n int64) (body []byte, free func(), err error) {
+	if n <= int64(c.w-c.r) {
+		body = c.in[c.r : c.r+int(n)]
+		c.r += int(n)
+		return body, func() {}, nil
+	}
+	by := time.Now().Add(c.settings.ReadBody)
+	c.setReadDeadline(by)
+	ctx, cancel := context.WithDeadline(ctx, by)
+	defer cancel()
+	share := share{of: c.settings.bodies}
+	for int64(len(body)) < n {
+		step := min(n-int64(len(body)), int64(max(bodyStep, len(body))))
+		if err := share.grow(ctx, step); err != nil {
+			share.free()
+			return nil, nil, err
+		}
+		have := len(body)
+		grown := make([]byte, int64(have)+step)
+		copy(grown, body)
+		body = grown
+		buffered := copy(body[have:], c.in[c.r:c.w])
+		c.r += buffered
+		if _, err := io.ReadFull(c.Conn, body[have+buffered:]); err != nil {
+			share.free()
+			return nil, nil, errGone
+		}
+	}
+	return body, share.free, nil
+}
+
+// share is a connection's part of the bytes that all bodies together may hold.
+type share struct {
+	of   *semaphore.Weighted
+	held int64
+}
+
+func (s *share) grow(ctx context.Context, n int64) error {
+	if err := s.of.Acquire(ctx, n); err != nil {
+		return err
+	}
+	s.held += n
+	return nil
+}
+
+func (s *share) free() {
+	s.of.Release(s.held)
+	s.held = 0
+}
+
+// discard reads n bytes and forgets them.
+func (c *conn) discard(n int64) error {
+	buffered := min(n, int64(c.w-c.r))
+	c.r += int(buffered)
+	if n -= buffered; n == 0 {
+		return nil
+	}
+	c.setReadDeadline(time.Now().Add(c.settings.ReadBody))
+	c.r, c.w = 0, 0
+	for n > 0 {
+		got, err := c.Read(c.in[:min(n, int64(len(c.in)))])
+		n -= int64(got)
+		if n > 0 && err != nil {
+			return errGone
+		}
+	}
+	return nil
+}
+
+// write sends an answer. A lock that the client cannot have heard of is released.
+func (c *conn) write(resp *response, session server.Session) bool {
+	if now := time.Now(); c.writeBy.Before(now.Add(c.settings.Write)) {
+		c.writeBy = now.Add(2 * c.settings.Write)
+		c.SetWriteDeadline(c.writeBy)
+	}
+	c.out = resp.appendTo(c.out[:0], &c.srv.heads)
+	var err error
+	if len(resp.data) <= smallAnswer {
+		c.out = append(c.out, resp.data...)
+		_, err = c.Write(c.out)
+	} else {
+		_, err = (&net.Buffers{c.out, resp.data}).WriteTo(c.Conn.Conn)
+	}
+	if err != nil && resp.lockCookie > 0 {
+		c.srv.sessions.ReleaseLater(session, resp.lockCookie)
+	}
+	return err == nil
+}
+
+// linger lets the client read a last answer: closing with unread bytes in the
+// socket would reset the connection and take the answer with it.
+func (c *conn) linger() {
+	if half, ok := c.Conn.Conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+		return
+	}
+	c.setReadDeadline(time.Now().Add(lingerFor))
+	for rest := maxLinger; rest > 0; {
+		n, err := c.Read(c.in)
+		if rest -= n; err != nil {
+			return
+		}
+	}
+}
+
+const (
+	lingerFor = time.Second
+	maxLinger = 1 << 20 // bytes
+)
+
+func (c *conn) setReadDeadline(t time.Time) {
+	if !c.readBy.Equal(t) {
+		c.readBy = t
+		c.SetReadDeadline(t)
+	}
+}
