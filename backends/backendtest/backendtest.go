@@ -18,7 +18,43 @@ type Fixture struct {
 }
 
 // Run runs the suite. Each case opens a store of its own, which open closes at the end of
-// the case through t.Cleanup.
+// the case through t.Cleanup; a case may have closed it already.
 func Run(t *testing.T, open func(t *testing.T) Fixture) {
 	t.Helper()
+	groups := []struct {
+		name  string
+		cases []testCase
+	}{
+		{"Get", getCases},
+		{"GetExclusive", getExclusiveCases},
+		{"Release", releaseCases},
+		{"Set", setCases},
+		{"Remove", removeCases},
+		{"Uninitialized", uninitializedCases},
+		{"LockAge", lockAgeCases},
+		{"Expiry", expiryCases},
+		{"Renewal", renewalCases},
+		{"DeleteExpired", sweepCases},
+		{"Application", applicationCases},
+		{"Identity", identityCases},
+		{"Data", dataCases},
+		{"Failure", failureCases},
+		{"Token", tokenCases},
+		{"Concurrency", concurrencyCases},
+	}
+	for _, g := range groups {
+		t.Run(g.name, func(t *testing.T) {
+			for _, tc := range g.cases {
+				t.Run(tc.name, func(t *testing.T) {
+					f := open(t)
+					tc.run(newSuite(t, f))
+				})
+			}
+		})
+	}
+}
+
+type testCase struct {
+	name string
+	run  func(s *suite)
 }
