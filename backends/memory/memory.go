@@ -1,0 +1,351 @@
+// Package memory is the session-state store of mode="StateServer": sessions live
+// in this process, as in aspnet_state.exe, and end with it.
+//
+// Sessions are spread over shards by a hash of their ID, each with a lock of its own.
+// Expiry is exact and the clock monotonic. Every outcome is known, a call
+// that fails has done nothing, so request tokens need no history.
+package memory
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"aspstate/backends"
+)
+
+const (
+	// shardCount is many more than processors, so that two requests rarely meet.
+	shardCount = 256
+
+	// overhead is what a session is counted with beyond its ID and data: itself,
+	// its map slot and its place in the queue, at their usual fill.
+	overhead = 200
+)
+
+var _ backends.Store = (*Store)(nil)
+
+// Store keeps sessions in memory. Make one with New.
+type Store struct {
+	start    time.Time // the store's clock counts from here
+	seed     maphash.Seed
+	maxBytes int64
+	full     error
+	bytes    atomic.Int64
+	closed   atomic.Bool
+	sweep    atomic.Uint32 // the shard where DeleteExpired goes on
+	apps     applications
+	shards   [shardCount]shard
+}
+
+// shard is a part of the sessions under one lock.
+type shard struct {
+	mu       sync.Mutex
+	sessions map[backends.Key]*session
+	queue    queue
+	apps     map[backends.AppID]int // how many sessions each application has here
+	_        [16]byte               // a shard to a cache line
+}
+
+// never is when a session with NeverExpires expires.
+const never = time.Duration(math.MaxInt64)
+
+// session is kept small: there are millions. Instants are on the store's clock.
+type session struct {
+	key           backends.Key
+	data          []byte // replaced, never written to: callers hold it
+	timeout       time.Duration
+	expires       time.Duration
+	due           time.Duration // when the queue looks at it: never after expires
+	lockedAt      time.Duration
+	cookie        backends.Cookie
+	place         int32 // in the queue, or unqueued
+	locked        bool
+	uninitialized bool
+}
+
+// New returns an empty store. maxBytes bounds the sum of all sessions' IDs and
+// data, and 200 bytes for each; 0 is no bound. A write that would pass the bound is
+// ErrFull. Nothing live is evicted: to make room, such a write only drops expired sessions of its shard.
+func New(maxBytes int64) *Store {
+	s := &Store{
+		start:    time.Now(),
+		seed:     maphash.MakeSeed(),
+		maxBytes: maxBytes,
+		full:     fmt.Errorf("memory: maxBytes (%d) is reached, raise it: %w", maxBytes, backends.ErrFull),
+		apps:     newApplications(),
+	}
+	for i := range s.shards {
+		s.shards[i].sessions = map[backends.Key]*session{}
+		s.shards[i].apps = map[backends.AppID]int{}
+	}
+	return s
+}
+
+// now is the store's clock.
+func (s *Store) now() time.Duration { return time.Since(s.start) }
+
+// expiry is when a session ends that is touched now. Far timeouts do not overflow.
+func expiry(now, timeout time.Duration) time.Duration {
+	if timeout == backends.NeverExpires || timeout > never-now {
+		return never
+	}
+	return now + timeout
+}
+
+var errClosed = errors.New("store is closed")
+
+// ready is nil if the store may go on with an operation.
+func (s *Store) ready(ctx context.Context, op string) error {
+	err := ctx.Err()
+	if err == nil && s.closed.Load() {
+		err = errClosed
+	}
+	if err != nil {
+		return fmt.Errorf("memory: %s: %w: %w", op, err, backends.ErrNotApplied)
+	}
+	return nil
+}
+
+// lock locks the shard of a session and reads the clock. The caller unlocks.
+func (s *Store) lock(ctx context.Context, op string, key backends.Key) (*shard, time.Duration, error) {
+	// Equal IDs of several applications share a shard, which is no loss.
+	sh := &s.shards[maphash.String(s.seed, key.ID)%shardCount]
+	sh.mu.Lock()
+	// Close sets its mark before it empties the shards.
+	if err := s.ready(ctx, op); err != nil {
+		sh.mu.Unlock()
+		return nil, 0, err
+	}
+	return sh, s.now(), nil
+}
+
+// find returns the session, renewed, or nil if it is missing.
+func (s *Store) find(sh *shard, key backends.Key, now time.Duration) *session {
+	se := sh.sessions[key]
+	if se == nil {
+		return nil
+	}
+	if se.expires < now {
+		s.drop(sh, se)
+		return nil
+	}
+	se.expires = expiry(now, se.timeout)
+	return se
+}
+
+// drop deletes a session.
+func (s *Store) drop(sh *shard, se *session) {
+	sh.queue.remove(se)
+	delete(sh.sessions, se.key)
+	s.bytes.Add(-se.size())
+	if sh.apps[se.key.App]--; sh.apps[se.key.App] == 0 {
+		delete(sh.apps, se.key.App)
+	}
+}
+
+func (se *session) size() int64 { return int64(len(se.key.ID) + len(se.data) + overhead) }
+
+// reserve counts n more bytes, unless they would pass the bound. Shrinking is
+// always allowed.
+func (s *Store) reserve(n int64) bool {
+	for {
+		used := s.bytes.Load()
+		if n > 0 && s.maxBytes > 0 && used+n > s.maxBytes {
+			return false
+		}
+		if s.bytes.CompareAndSwap(used, used+n) {
+			return true
+		}
+	}
+}
+
+// makeRoom is reserve, and drops expired sessions of the shard where that helps.
+func (s *Store) makeRoom(sh *shard, n int64, now time.Duration) bool {
+	if s.reserve(n) {
+		return true
+	}
+	deleted, _ := s.sweepPortion(sh, now, portion)
+	return deleted > 0 && s.reserve(n)
+}
+
+// takeMark clears the uninitialized mark and reports whether it was set.
+func (se *session) takeMark() bool {
+	mark := se.uninitialized
+	se.uninitialized = false
+	return mark
+}
+
+func (se *session) lockedError(now time.Duration, mark bool) error {
+	age := now - se.lockedAt
+	return &backends.LockedError{Cookie: se.cookie, Age: age, Since: time.Now().Add(-age), Uninitialized: mark}
+}
+
+// refuse is why the condition forbids a change of the session, or nil.
+func (se *session) refuse(now time.Duration, cookie backends.Cookie, cond backends.Condition) error {
+	switch {
+	case se.locked && cookie != se.cookie:
+		return se.lockedError(now, false)
+	case cond == backends.IfCookie && cookie != se.cookie:
+		return backends.ErrConflict
+	}
+	return nil
+}
+
+// Get implements backends.Store.
+func (s *Store) Get(ctx context.Context, key backends.Key, _ backends.Token) (backends.Item, error) {
+	return s.get(ctx, "get", key, false)
+}
+
+// GetExclusive implements backends.Store.
+func (s *Store) GetExclusive(ctx context.Context, key backends.Key, _ backends.Token) (backends.Item, error) {
+	return s.get(ctx, "get exclusive", key, true)
+}
+
+func (s *Store) get(ctx context.Context, op string, key backends.Key, exclusive bool) (backends.Item, error) {
+	sh, now, err := s.lock(ctx, op, key)
+	if err != nil {
+		return backends.Item{}, err
+	}
+	defer sh.mu.Unlock()
+	se := s.find(sh, key, now)
+	if se == nil {
+		return backends.Item{}, backends.ErrNotFound
+	}
+	mark := se.takeMark()
+	if se.locked {
+		return backends.Item{}, se.lockedError(now, mark)
+	}
+	if exclusive {
+		se.locked = true
+		se.lockedAt = now
+		se.cookie++
+	}
+	return backends.Item{Data: se.data, Timeout: se.timeout, LockCookie: se.cookie, Uninitialized: mark}, nil
+}
+
+// Release implements backends.Store.
+func (s *Store) Release(ctx context.Context, key backends.Key, _ backends.Token, cookie backends.Cookie) (bool, error) {
+	sh, now, err := s.lock(ctx, "release", key)
+	if err != nil {
+		return false, err
+	}
+	defer sh.mu.Unlock()
+	se := s.find(sh, key, now)
+	if se == nil {
+		return false, backends.ErrNotFound
+	}
+	mark := se.takeMark()
+	if se.locked && cookie != se.cookie {
+		return false, se.lockedError(now, mark)
+	}
+	se.locked = false
+	return mark, nil
+}
+
+// Set implements backends.Store. The data are copied.
+func (s *Store) Set(ctx context.Context, key backends.Key, _ backends.Token, w backends.Write) error {
+	data := bytes.Clone(w.Data) // not under the lock
+	sh, now, err := s.lock(ctx, "set", key)
+	if err != nil {
+		return err
+	}
+	defer sh.mu.Unlock()
+	se := s.find(sh, key, now)
+	switch {
+	case se == nil && w.Condition == backends.IfCookie:
+		return backends.ErrNotFound
+	case se == nil:
+		return s.create(sh, now, key, data, w)
+	case w.Condition == backends.IfMissing:
+		return backends.ErrExists
+	}
+	if err := se.refuse(now, w.LockCookie, w.Condition); err != nil {
+		return err
+	}
+	if !s.makeRoom(sh, int64(len(data)-len(se.data)), now) {
+		return s.full
+	}
+	se.data = data
+	se.locked = false
+	if w.Timeout != se.timeout {
+		se.timeout = w.Timeout
+		se.uninitialized = false
+		se.expires = expiry(now, w.Timeout)
+		sh.queue.put(se)
+	}
+	return nil
+}
+
+func (s *Store) create(sh *shard, now time.Duration, key backends.Key, data []byte, w backends.Write) error {
+	key.ID = strings.Clone(key.ID) // it may be part of something larger
+	se := &session{
+		key:           key,
+		data:          data,
+		timeout:       w.Timeout,
+		expires:       expiry(now, w.Timeout),
+		cookie:        1,
+		place:         unqueued,
+		uninitialized: w.Uninitialized,
+	}
+	if !s.makeRoom(sh, se.size(), now) {
+		return s.full
+	}
+	sh.sessions[key] = se
+	sh.queue.put(se)
+	sh.apps[key.App]++
+	return nil
+}
+
+// Remove implements backends.Store.
+func (s *Store) Remove(ctx context.Context, key backends.Key, _ backends.Token, cookie backends.Cookie, cond backends.Condition) error {
+	sh, now, err := s.lock(ctx, "remove", key)
+	if err != nil {
+		return err
+	}
+	defer sh.mu.Unlock()
+	se := s.find(sh, key, now)
+	if se == nil {
+		return backends.ErrNotFound
+	}
+	if err := se.refuse(now, cookie, cond); err != nil {
+		return err
+	}
+	s.drop(sh, se)
+	return nil
+}
+
+// ResetTimeout implements backends.Store.
+func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
+	sh, now, err := s.lock(ctx, "reset timeout", key)
+	if err != nil {
+		return err
+	}
+	defer sh.mu.Unlock()
+	if s.find(sh, key, now) == nil {
+		return backends.ErrNotFound
+	}
+	return nil
+}
+
+// Ping implements backends.Store.
+func (s *Store) Ping(ctx context.Context) error { return s.ready(ctx, "ping") }
+
+// Close forgets all sessions. It may be called again.
+func (s *Store) Close() error {
+	s.closed.Store(true)
+	for i := range s.shards {
+		sh := &s.shards[i]
+		sh.mu.Lock()
+		sh.sessions, sh.queue, sh.apps = nil, nil, nil
+		sh.mu.Unlock()
+	}
+	return nil
+}
