@@ -1,0 +1,211 @@
+// Package config reads the settings of aspstate from their defaults, a YAML
+// file, ASPSTATE_ environment variables and flags, and says everything that is
+// wrong with them at once.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"strings"
+	"time"
+)
+
+// Config holds the settings. Each is listed once, here. The tags say:
+//
+//   - key: its name in the YAML file, from which its flag (--limits-request-line)
+//     and its environment variable (ASPSTATE_LIMITS_REQUESTLINE) follow;
+//   - default: its value where nobody sets it, as it would be written in the file;
+//   - choices: the words it is limited to;
+//   - live: it can change while the server runs (see Reload);
+//   - doc: the text of its flag.
+type Config struct {
+	Mode                Mode             `key:"mode" default:"SQLServer" choices:"SQLServer,StateServer" doc:"where sessions are kept: SQLServer (in the database of sqlConnectionString) or StateServer (in memory)"`
+	SQLConnectionString ConnectionString `key:"sqlConnectionString" default:"sqlite:aspstate.db" doc:"database of mode SQLServer: sqlite:PATH, or env:NAME or file:PATH to read it from there"`
+	AutoMigrate         bool             `key:"autoMigrate" default:"false" doc:"bring the database schema up to date on start; an SQLite file always is"`
+	Listen              []string         `key:"listen" default:"127.0.0.1:42424" doc:"addresses to listen on, host:port"`
+	Allow               []netip.Prefix   `key:"allow" default:"" live:"true" doc:"web servers that may connect, addresses or CIDR ranges; loopback always may"`
+	LockWait            time.Duration    `key:"lockWait" default:"0s" live:"true" doc:"how long a request waits for a locked session before it is answered 423"`
+	RequestBudget       time.Duration    `key:"requestBudget" default:"8s" live:"true" doc:"time from a request's first line to its answer, lock waits and retries included"`
+	StatusLine          string           `key:"statusLine" default:"bare" choices:"bare,http" doc:"bare answers \"200 OK\" as the original does, http answers \"HTTP/1.1 200 OK\" for tools"`
+	ASPNetVersion       string           `key:"aspNetVersion" default:"4.0.30319" doc:"value of the X-AspNet-Version header"`
+	Limits              Limits           `key:"limits"`
+	Memory              Memory           `key:"memory"`
+	Sweep               Sweep            `key:"sweep"`
+	Log                 Log              `key:"log"`
+
+	// Warnings are remarks on settings that are allowed but likely not meant.
+	Warnings []string
+
+	sources map[string]string // where a setting's value was found, by key; defaults are absent
+}
+
+// Limits bound what clients can make the server hold.
+type Limits struct {
+	RequestLine    Size          `key:"requestLine" default:"8KiB" live:"true" doc:"longest request line"`
+	Headers        Size          `key:"headers" default:"16KiB" live:"true" doc:"largest header block of a request"`
+	Body           Size          `key:"body" default:"64MiB" live:"true" doc:"largest session"`
+	BodiesInFlight Size          `key:"bodiesInFlight" default:"1GiB" live:"true" doc:"memory for the bodies of all requests under way"`
+	Connections    int           `key:"connections" default:"10000" live:"true" doc:"open connections; beyond them the one idle longest is closed"`
+	Idle           time.Duration `key:"idle" default:"5m" live:"true" doc:"a connection that sends nothing for so long is closed"`
+}
+
+// Memory is about the sessions of mode StateServer.
+type Memory struct {
+	MaxBytes Size `key:"maxBytes" default:"0" doc:"memory for sessions in mode StateServer, 0 for no limit; beyond it writes are refused"`
+}
+
+// Sweep is about deleting expired sessions. They are never served, swept or not.
+type Sweep struct {
+	Interval time.Duration `key:"interval" default:"60s" live:"true" doc:"time between two sweeps for expired sessions"`
+	Batch    int           `key:"batch" default:"1000" live:"true" doc:"expired sessions deleted in one go"`
+}
+
+// Log is about the server's log on standard error.
+type Log struct {
+	Level  slog.Level `key:"level" default:"info" live:"true" choices:"debug,info,warn,error" doc:"least level that is logged"`
+	Format string     `key:"format" default:"text" choices:"text,json" doc:"format of the log lines"`
+}
+
+// Mode says where sessions are kept, in the words of web.config.
+type Mode string
+
+const (
+	ModeStateServer Mode = "StateServer" // in this process's memory
+	ModeSQLServer   Mode = "SQLServer"   // in a SQL database
+)
+
+// later are keys that this version does not have yet.
+var later = []string{"takeOver", "applications", "admin", "tds", "memory.stateFile"}
+
+// setting is what Config's tags say about one key.
+type setting struct {
+	key, flag, env, def, doc string
+	choices                  []string
+	live                     bool
+	index                    []int // of the field in Config
+}
+
+// settings are all keys in the order of Config.
+var settings = listSettings(reflect.TypeFor[Config](), "", nil)
+
+func listSettings(t reflect.Type, prefix string, index []int) []setting {
+	var list []setting
+	for i := range t.NumField() {
+		f := t.Field(i)
+		key, ok := f.Tag.Lookup("key")
+		if !ok {
+			continue
+		}
+		key = prefix + key
+		at := append(index[:len(index):len(index)], i)
+		def, leaf := f.Tag.Lookup("default")
+		if !leaf {
+			list = append(list, listSettings(f.Type, key+".", at)...)
+			continue
+		}
+		s := setting{
+			key: key, flag: kebab(key), env: envPrefix + strings.ToUpper(strings.ReplaceAll(key, ".", "_")),
+			def: def, doc: f.Tag.Get("doc"), live: f.Tag.Get("live") == "true", index: at,
+		}
+		if c := f.Tag.Get("choices"); c != "" {
+			s.choices = strings.Split(c, ",")
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// kebab turns limits.requestLine into limits-request-line.
+func kebab(key string) string {
+	var b strings.Builder
+	for _, r := range key {
+		switch {
+		case r == '.':
+			b.WriteByte('-')
+		case 'A' <= r && r <= 'Z':
+			b.WriteByte('-')
+			b.WriteRune(r + 'a' - 'A')
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func (s setting) of(c *Config) reflect.Value {
+	return reflect.ValueOf(c).Elem().FieldByIndex(s.index)
+}
+
+// Setting is one setting in force, for display.
+type Setting struct {
+	Key    string
+	Value  string // as it would be written in the file; passwords are hidden
+	Source string // where the value was found, "" for a default
+}
+
+// Settings returns all settings in force in the order of the example file.
+func (c *Config) Settings() []Setting {
+	list := make([]Setting, len(settings))
+	for i, s := range settings {
+		list[i] = Setting{Key: s.key, Value: display(s.of(c)), Source: c.sources[s.key]}
+	}
+	return list
+}
+
+func display(v reflect.Value) string {
+	switch x := v.Interface().(type) {
+	case []string:
+		return "[" + strings.Join(x, ", ") + "]"
+	case []netip.Prefix:
+		texts := make([]string, len(x))
+		for i, p := range x {
+			texts[i] = p.String()
+		}
+		return "[" + strings.Join(texts, ", ") + "]"
+	case slog.Level:
+		return strings.ToLower(x.String())
+	case time.Duration:
+		return formatDuration(x)
+	default:
+		return fmt.Sprint(x)
+	}
+}
+
+// formatDuration writes 5m where Duration.String writes 5m0s.
+func formatDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// Reload returns the settings to go on with when next has been read while the
+// server runs on c: next's for those that can change while it runs, c's for the
+// others. applied and restart are the keys that differ, of the one kind and of the
+// other.
+//
+// The allow list, the limits, requestBudget, lockWait, sweep and log.level can
+// change. What decides where sessions are kept, on which addresses the server
+// listens and how it talks (mode, sqlConnectionString, autoMigrate, memory, listen, statusLine,
+// aspNetVersion, log.format) needs a restart.
+func (c *Config) Reload(next *Config) (merged *Config, applied, restart []string) {
+	m := *next
+	for _, s := range settings {
+		if reflect.DeepEqual(s.of(c).Interface(), s.of(next).Interface()) {
+			continue
+		}
+		if s.live {
+			applied = append(applied, s.key)
+		} else {
+			restart = append(restart, s.key)
+			s.of(&m).Set(s.of(c))
+		}
+	}
+	return &m, applied, restart
+}

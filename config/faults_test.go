@@ -1,0 +1,233 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// faultsOf takes Load's error apart.
+func faultsOf(t *testing.T, err error) []Fault {
+	t.Helper()
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		t.Fatalf("%v is no list of faults", err)
+	}
+	var list []Fault
+	for _, e := range joined.Unwrap() {
+		f, ok := errors.AsType[Fault](e)
+		if !ok {
+			t.Fatalf("%v is no Fault", e)
+		}
+		if f.Key == "" || f.Problem == "" || f.Remedy == "" {
+			t.Errorf("incomplete: %#v", f)
+		}
+		list = append(list, f)
+	}
+	return list
+}
+
+func TestFaults(t *testing.T) {
+	const sqlite = "sqlConnectionString: "
+	for _, test := range []struct {
+		yaml string
+		key  string // of the only fault
+		says string
+	}{
+		{"lisen: 127.0.0.1:1", "lisen", "unknown key; the keys here are mode, sqlConnectionString"},
+		{"limits: {bdy: 1}", "limits.bdy", "the keys here are requestLine, headers"},
+		{"requestLine: 8KiB", "requestLine", "did you mean limits.requestLine?"},
+		{"limits.body: 8KiB", "limits.body", "unknown key"},
+		{"takeOver: tcpip=old:42424", "takeOver", "not in this version"},
+		{"applications: []", "applications", "not in this version"},
+		{"admin: {listen: 127.0.0.1:1}", "admin", "not in this version"},
+		{"tds:", "tds", "not in this version"},
+		{"memory: {stateFile: x}", "memory.stateFile", "not in this version"},
+		{"limits: 5", "limits", "a group of settings"},
+		{"mode: {a: b}", "mode", "one value"},
+		{"mode: [StateServer]", "mode", "one value"},
+		{"mode: SQLServer\nMode: StateServer", "Mode", "there twice"},
+		{"mode: SQLServer\n---\nmode: StateServer", "aspstate.yaml", "more than one YAML document"},
+		{"? [a]\n: b", "", "cannot be read as YAML"},
+		{"mode: InProc", "mode", `"InProc" is not one of its values; write SQLServer or StateServer`},
+		{"statusLine: full", "statusLine", "write bare or http"},
+		{"log: {level: verbose}", "log.level", "write debug or info or warn or error"},
+		{"autoMigrate: maybe", "autoMigrate", "write true or false"},
+		{"aspNetVersion: 4.0", "aspNetVersion", "three numbers"},
+		{"aspNetVersion: 1.1.4322", "aspNetVersion", "below version 2"},
+		{"aspNetVersion: 4.0.30319.1", "aspNetVersion", "three numbers"},
+
+		{"requestBudget: 8", "requestBudget", "a number and its unit"},
+		{"requestBudget: 1s", "requestBudget", "out of range; write between 2s and 1m50s"},
+		{"requestBudget: 2m", "requestBudget", "out of range"},
+		{"lockWait: -1s", "lockWait", "negative"},
+		{"lockWait: 1s", "lockWait", "not in this version"},
+		{"limits: {requestLine: 1KiB}", "limits.requestLine", "write at least 2KiB"},
+		{"limits: {requestLine: 2MiB}", "limits.requestLine", "write at most 1MiB"},
+		{"limits: {headers: 0}", "limits.headers", "write at least 1KiB"},
+		{"limits: {body: 0}", "limits.body", "write at least 1KiB"},
+		{"limits: {body: 1GiB}", "limits.body", "write at most 512MiB"},
+		{"limits: {body: -5}", "limits.body", "cannot be read"},
+		{"limits: {body: 64MB}", "limits.body", "KiB, MiB"},
+		{"limits: {body: 64MiB, bodiesInFlight: 32MiB}", "limits.bodiesInFlight", "less than limits.body (64MiB)"},
+		{"limits: {connections: 0}", "limits.connections", "between 1 and"},
+		{"limits: {connections: many}", "limits.connections", "a whole number, such as 10000"},
+		{"limits: {idle: 0s}", "limits.idle", "write between 1s and 24h"},
+		{"sweep: {interval: 0s}", "sweep.interval", "write between 1s"},
+		{"sweep: {batch: 0}", "sweep.batch", "write between 1 and"},
+
+		{"listen: []", "listen", "no address"},
+		{"listen: 127.0.0.1", "listen", "not host:port"},
+		{"listen: 127.0.0.1:http", "listen", "no valid port"},
+		{"listen: 127.0.0.1:65536", "listen", "no valid port"},
+		{"listen: [127.0.0.1:1, 127.0.0.1:1]", "listen", "there twice"},
+		{"listen: [[127.0.0.1:1]]", "listen", "something other than text"},
+		{"listen: {a: b}", "listen", "neither text nor a list"},
+		{"listen: '*:42424'", "listen", "0.0.0.0:42424"},
+		{"listen: 0.0.0.0:42424", "listen", "can run code on them; list your web servers in allow"},
+		{"listen: ':42424'", "listen", "can run code on them"},
+		{"listen: '[::]:42424'", "listen", "can run code on them"},
+		{"listen: web1:42424", "listen", "can run code on them"},
+		{"listen: [127.0.0.1:42424, 10.0.0.1:42424]", "listen", "can reach 10.0.0.1:42424 and allow is empty"},
+		{"listen: 10.0.0.1:42424\nallow: [web1]", "allow", "neither an address nor a CIDR range"},
+		{"allow: 10.0.0.5/8", "allow", "write 10.0.0.5 for the address or 10.0.0.0/8 for the range"},
+		{"allow: fe80::1%eth0", "allow", "neither an address"},
+
+		{sqlite + "Server", "sqlConnectionString", "no form that aspstate knows"},
+		{sqlite + "''", "sqlConnectionString", "no form"},
+		{sqlite + "'sqlite:'", "sqlConnectionString", "missing"},
+		{sqlite + "'sqlite::memory:'", "sqlConnectionString", "StateServer"},
+		{sqlite + "sqlite://x.db", "sqlConnectionString", "leave out the //"},
+		{sqlite + "sqlite:x.db?_pragma=foo", "sqlConnectionString", "must not contain ?"},
+		{sqlite + "postgres://db/x", "sqlConnectionString", "cannot keep sessions in postgres yet"},
+		{sqlite + "Data Source=db;Integrated Security=SSPI", "sqlConnectionString", "cannot keep sessions in sqlserver yet"},
+		{sqlite + "env:NO_SUCH", "sqlConnectionString", "NO_SUCH is not set"},
+		{sqlite + "file:/no/such/file", "sqlConnectionString", "/no/such/file"},
+	} {
+		_, err := loadText(t, test.yaml, nil)
+		faults := faultsOf(t, err)
+		if len(faults) != 1 || !strings.Contains(faults[0].Error(), test.says) || test.key != "" && faults[0].Key != test.key {
+			t.Errorf("%s\ngives: %v\nwant one fault of %s: … %s", test.yaml, err, test.key, test.says)
+		}
+	}
+}
+
+func TestAllowed(t *testing.T) {
+	for _, text := range []string{
+		"listen: localhost:42424",
+		"listen: ['127.9.9.9:0', '127.9.9.9:0', '[::1]:42424', '[::ffff:127.0.0.1]:1']",
+		"listen: 0.0.0.0:42424\nallow: 10.1.2.3",
+		"listen: ':42424'\nallow: ['::ffff:10.1.2.0/120']",
+		"mode: StateServer\nsqlConnectionString: env:NO_SUCH",
+		"mode: StateServer\nsqlConnectionString: postgres://u:p@db/x",
+		"mode: StateServer\nsqlConnectionString: nonsense",
+		"limits: {body: 1MiB, bodiesInFlight: 1MiB, requestLine: 2KiB}",
+	} {
+		if c := mustLoad(t, text, nil); len(c.Warnings) > 0 {
+			t.Errorf("%s\ncauses %q", text, c.Warnings)
+		}
+	}
+	c := mustLoad(t, "allow: ['::ffff:10.1.2.0/120', '::ffff:10.1.2.3']", nil)
+	if got := value(t, c, "allow").Value; got != "[10.1.2.0/24, 10.1.2.3/32]" {
+		t.Errorf("IPv4 in IPv6 is %s", got)
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for text, says := range map[string]string{
+		"requestBudget: 10s":                                "stateNetworkTimeout",
+		"allow: 0.0.0.0/0":                                  "0.0.0.0/0, which is everybody",
+		"memory: {maxBytes: 1GiB}":                          "no effect in mode SQLServer",
+		"mode: StateServer\nmemory: {maxBytes: 1MiB}":       "less than limits.body",
+		"listen: 0.0.0.0:1\nallow: ['::/0', '10.0.0.0/30']": "::/0, which is everybody",
+	} {
+		if c := mustLoad(t, text, nil); len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], says) {
+			t.Errorf("%s\ncauses %q, want %s", text, c.Warnings, says)
+		}
+	}
+}
+
+func TestAllFaultsAtOnce(t *testing.T) {
+	_, err := loadText(t, "lissen: x\nmode: InProc\nlimits:\n  body: huge\n", []string{"ASPSTATE_SWEEP_BATCH=0"},)
+	var got []string
+	for _, f := range faultsOf(t, err) {
+		got = append(got, f.Key+" | "+f.Source)
+	}
+	if want := []string{"lissen | aspstate.yaml line 1", "mode | aspstate.yaml line 2", "limits.body | aspstate.yaml line 4", "sweep.batch | ASPSTATE_SWEEP_BATCH"}; !slices.Equal(got, want) {
+		t.Errorf("faults %q, want %q", got, want)
+	}
+	_, err = loadText(t, "", nil, "--limits-idle=never", "--sweep-batch=x")
+	if want := `limits.idle (--limits-idle): "never" cannot be read; write a number and its unit, such as 500ms, 10s or 5m` + "\n" +
+		`sweep.batch (--sweep-batch): "x" cannot be read; write a whole number, such as 1000`; err == nil || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+}
+
+func TestPasswordOnCommandLine(t *testing.T) {
+	const says = "file:PATH or env:NAME"
+	for _, text := range []string{
+		"postgres://user:s3cret@db/x", "postgres://user:s3/cret@db/x", "postgres://db/x?password=s3cret",
+		"sqlserver://sa:s3cret@db?database=ASPState", "Data Source=db;User ID=sa;Password=s3cret", `server=db;PWD="s3c;ret"`,
+		"host=db password=s3cret", "Server='db;Pwd=s3cret",
+	} {
+		_, err := loadText(t, "", nil, "--sql-connection-string", text)
+		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "s3c") {
+			t.Errorf("%s gives %v", text, err)
+		}
+		// Elsewhere it is allowed.
+		_, err = loadText(t, "", []string{"ASPSTATE_SQLCONNECTIONSTRING=" + text})
+		if err == nil || strings.Contains(err.Error(), says) {
+			t.Errorf("in the environment %s gives %v", text, err)
+		}
+	}
+	for _, text := range []string{"postgres://user@db/x", "Data Source=db;Integrated Security=SSPI", "sqlite:x.db", "env:DB_PASSWORD"} {
+		if _, err := loadText(t, "mode: StateServer", nil, "--sql-connection-string", text); err != nil {
+			t.Errorf("%s gives %v", text, err)
+		}
+	}
+}
+
+func TestRelativePaths(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(t.TempDir())
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "aspstate.yaml")
+	load := func(text, file string, environ ...string) string {
+		t.Helper()
+		if file != "" {
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err := Load(file, environ, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.SQLConnectionString.Path
+	}
+	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(" sqlite:c.db\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ got, want string }{
+		{load("", ""), filepath.Join(here, "aspstate.db")},
+		{load("", file), filepath.Join(dir, "aspstate.db")},
+		{load("sqlConnectionString: sqlite:a/../b.db", file), filepath.Join(dir, "b.db")},
+		{load("sqlConnectionString: SQLite:/var/x.db", file), filepath.FromSlash("/var/x.db")},
+		{load("sqlConnectionString: sqlite:///var/x.db", file), filepath.FromSlash("/var/x.db")},
+		{load("sqlConnectionString: file:secret", file), filepath.Join(dir, "c.db")},
+		{load("sqlConnectionString: env:DB", file, "DB=sqlite:d.db"), filepath.Join(dir, "d.db")},
+	} {
+		if test.got != test.want {
+			t.Errorf("path %s, want %s", test.got, test.want)
+		}
+	}
+}

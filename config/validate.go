@@ -1,0 +1,132 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// networkTimeout is web.config's stateNetworkTimeout where nobody changed it:
+// how long a web server waits for an answer.
+const networkTimeout = 10 * time.Second
+
+// aspNetVersion: three dotted parts; web servers refuse a first one below 2.
+var aspNetVersion = regexp.MustCompile(`^([0-9]{1,9})\.[0-9]{1,9}\.[0-9]{1,9}$`)
+
+// check adds a fault unless ok, or the value could not even be read.
+func (l *loader) check(ok bool, key, problem, remedy string) {
+	if !ok && !l.unreadable[key] {
+		l.fault(key, problem, remedy)
+	}
+}
+
+func (l *loader) checkSize(key string, value, least, most Size, why string) {
+	l.check(value >= least, key, fmt.Sprintf("%v is too small: %s", value, why), fmt.Sprintf("write at least %v", least))
+	l.check(value <= most, key, fmt.Sprintf("%v is too large", value), fmt.Sprintf("write at most %v", most))
+}
+
+func (l *loader) checkDuration(key string, value, least, most time.Duration) {
+	l.check(value >= least && value <= most, key, formatDuration(value)+" is out of range",
+		fmt.Sprintf("write between %s and %s", formatDuration(least), formatDuration(most)))
+}
+
+func (l *loader) checkNumber(key string, value, least, most int) {
+	l.check(value >= least && value <= most, key, fmt.Sprintf("%d is out of range", value), fmt.Sprintf("write between %d and %d", least, most))
+}
+
+// validate finds values out of range and settings that contradict each other.
+func (l *loader) validate(c *Config) {
+	l.validateListen(c)
+
+	m := aspNetVersion.FindStringSubmatch(c.ASPNetVersion)
+	l.check(m != nil, "aspNetVersion", strconv.Quote(c.ASPNetVersion)+" is not a version of three numbers", "write it as 4.0.30319")
+	if m != nil {
+		major, _ := strconv.Atoi(m[1])
+		l.check(major >= 2, "aspNetVersion", "web servers refuse a state server below version 2", "write 4.0.30319")
+	}
+
+	// The longest page runs 110 s (executionTimeout); nobody waits longer for its session.
+	l.checkDuration("requestBudget", c.RequestBudget, 2*time.Second, 110*time.Second)
+	if c.RequestBudget >= networkTimeout {
+		c.warn("requestBudget is %s, but web servers wait 10s for an answer unless stateNetworkTimeout in their web.config says otherwise", formatDuration(c.RequestBudget))
+	}
+	l.check(c.LockWait >= 0, "lockWait", "it is negative", "write 0s to answer at once")
+	l.check(l.unreadable["requestBudget"] || c.LockWait <= max(0, c.RequestBudget-2*time.Second), "lockWait",
+		fmt.Sprintf("%s leaves less than 2s of requestBudget (%s) for the answer", formatDuration(c.LockWait), formatDuration(c.RequestBudget)),
+		"shorten lockWait or raise requestBudget")
+	// Lock hand-over is not in this version; remove this check when it is.
+	l.check(c.LockWait <= 0, "lockWait", "waiting for a lock is not in this version of aspstate", "write 0s")
+
+	l.checkSize("limits.requestLine", c.Limits.RequestLine, 2<<10, 1<<20, "application, session ID and their encoding make lines of up to 1.5 KiB")
+	l.checkSize("limits.headers", c.Limits.Headers, 1<<10, 1<<20, "the headers of a request would not fit")
+	l.checkSize("limits.body", c.Limits.Body, 1<<10, 512<<20, "sessions would not fit")
+	l.checkSize("limits.bodiesInFlight", c.Limits.BodiesInFlight, 1<<10, 1<<40, "sessions would not fit")
+	l.check(l.unreadable["limits.body"] || c.Limits.BodiesInFlight >= c.Limits.Body, "limits.bodiesInFlight",
+		fmt.Sprintf("%v is less than limits.body (%v), so that the largest sessions would never be taken", c.Limits.BodiesInFlight, c.Limits.Body),
+		"raise it or lower limits.body")
+	l.checkNumber("limits.connections", c.Limits.Connections, 1, 1_000_000)
+	l.checkDuration("limits.idle", c.Limits.Idle, time.Second, 24*time.Hour)
+
+	if c.Memory.MaxBytes > 0 && c.Mode == ModeSQLServer && !l.unreadable["mode"] {
+		c.warn("memory.maxBytes has no effect in mode SQLServer")
+	}
+	if c.Memory.MaxBytes > 0 && c.Mode == ModeStateServer && c.Memory.MaxBytes < c.Limits.Body {
+		c.warn("memory.maxBytes (%v) is less than limits.body (%v): the largest sessions would never be taken", c.Memory.MaxBytes, c.Limits.Body)
+	}
+	l.checkDuration("sweep.interval", c.Sweep.Interval, time.Second, 24*time.Hour)
+	l.checkNumber("sweep.batch", c.Sweep.Batch, 1, 100_000)
+}
+
+func (c *Config) warn(format string, args ...any) {
+	c.Warnings = append(c.Warnings, fmt.Sprintf(format, args...))
+}
+
+func (l *loader) validateListen(c *Config) {
+	l.check(len(c.Listen) > 0, "listen", "there is no address to listen on", "write listen: 127.0.0.1:42424")
+	seen := map[string]bool{}
+	var exposed []string
+	for _, addr := range c.Listen {
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			l.check(false, "listen", strconv.Quote(addr)+" is not host:port", "write 127.0.0.1:42424, or [::1]:42424 for IPv6 (in quotes in the file)")
+			continue
+		}
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+			l.check(false, "listen", addr+" has no valid port", "write a number up to 65535; web servers expect 42424")
+		} else if n != 0 {
+			l.check(!seen[addr], "listen", addr+" is there twice", "remove one")
+			seen[addr] = true
+		}
+		if host == "*" || host == "+" {
+			l.check(false, "listen", addr+" is not an address", "write 0.0.0.0:"+port+" for every IPv4 address or [::]:"+port+" for every address, and list your web servers in allow")
+			continue
+		}
+		if !isLoopback(host) {
+			exposed = append(exposed, addr)
+		}
+	}
+	if len(exposed) > 0 && !l.unreadable["allow"] {
+		l.check(len(c.Allow) > 0, "listen",
+			"other machines can reach "+strings.Join(exposed, ", ")+" and allow is empty; the port has no authentication, and web servers deserialise what is stored through it, so whoever can connect can run code on them",
+			"list your web servers in allow, such as allow: [10.1.2.3, 10.1.2.4]")
+	}
+	for _, p := range c.Allow {
+		if p.Bits() == 0 {
+			c.warn("allow has %v, which is everybody: the port has no authentication, and whoever can connect can run code on the web servers", p)
+		}
+	}
+}
+
+// isLoopback reports whether only this machine reaches host. Names other than
+// localhost are not looked up: what they mean can change.
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().WithZone("").IsLoopback()
+}
