@@ -131,7 +131,8 @@ func appID(path, hash string) (string, bool) {
 	if hashOf(path) == hash {
 		return path, true
 	}
-	if bare, ok := strings.CutPrefix(path, "/"); ok && bare != "" && hashOf(bare) == hash {
+	// The client puts a "/" in front only where there is none.
+	if bare, ok := strings.CutPrefix(path, "/"); ok && bare != "" && bare[0] != '/' && hashOf(bare) == hash {
 		return bare, true
 	}
 	return "", false

@@ -4,12 +4,14 @@
 //
 // In a transcript, "> " lines go to the server and "< " lines come back, with CR LF
 // behind each on the wire. ">x " and "<x " give bytes of a body in hexadecimal.
-// {any} stands for one decimal number. "# " begins a remark. "! closed" says that
+// {any} stands for one decimal number, {id} for a session ID that is new in every
+// play. "# " begins a remark. "! closed" says that
 // the server closes the connection here; what follows goes over a new one.
 package transcript
 
 import (
 	"bufio"
+	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -27,8 +29,9 @@ type Step struct {
 	Want string // one whole answer
 }
 
-// Parse reads a transcript.
+// Parse reads a transcript and fills a new session ID in.
 func Parse(text string) ([]Step, error) {
+	text = strings.ReplaceAll(text, "{id}", NewID())
 	var steps []Step
 	inHead := false // within the head of a wanted answer
 	for i, line := range strings.Split(strings.TrimRight(text, "\r\n"), "\n") {
@@ -103,6 +106,17 @@ func Play(steps []Step, dial func() (net.Conn, error)) error {
 		}
 	}
 	return nil
+}
+
+// NewID returns a session ID as ASP.NET makes them: 24 characters, 120 random bits.
+func NewID() string {
+	const alphabet = "abcdefghijklmnopqrstuvwxyz012345"
+	id := make([]byte, 24)
+	rand.Read(id)
+	for i, b := range id {
+		id[i] = alphabet[b%32]
+	}
+	return string(id)
 }
 
 func expect(in *bufio.Reader, want string) error {
