@@ -64,12 +64,21 @@ var applicationCases = []testCase{
 		s.missing(key)
 	}},
 	{"takes the next free number past a taken one", func(s *suite) {
-		// This name's hash is the number after the pair's.
-		const one, two = "/lm/w3svc/1/root/ozbyjek", "/lm/w3svc/1/root/vewemtr"
-		neighbour := nameOf(0xf197a8d5)
-		n, first, second := s.application(neighbour), s.application(one), s.application(two)
-		if uint32(n) != 0xf197a8d5 || uint32(first) != 0xf197a8d4 || uint32(second) != 0xf197a8d6 {
-			s.Fatalf("AppIDs are %08x, %08x and %08x, want f197a8d5, f197a8d4 and f197a8d6", uint32(n), uint32(first), uint32(second))
+		want := []struct {
+			name string
+			id   uint32
+		}{
+			{"/lm/w3svc/1/root/ozbyjej", 0xf197a8d5}, // its own hash is the number after the pair's
+			{"/lm/w3svc/1/root/ozbyjek", 0xf197a8d4},
+			{"/lm/w3svc/1/root/vewemtr", 0xf197a8d6},
+			{"/lm/w3svc/1/root/vewemts", 0xf197a8d7}, // its hash is f197a8d5
+		}
+		for range 2 {
+			for _, w := range want {
+				if id := s.application(w.name); uint32(id) != w.id {
+					s.Fatalf("%s has AppID %08x, want %08x", w.name, uint32(id), w.id)
+				}
+			}
 		}
 	}},
 	{"is found by its exact name", func(s *suite) {
@@ -96,52 +105,6 @@ var applicationCases = []testCase{
 			}
 		}
 	}},
-}
-
-// nameOf returns an application name whose HashAppID is id, by choosing seven bytes from
-// the end backwards (h = h*33 XOR byte is undone by the inverse of 33 modulo 2^32).
-func nameOf(id uint32) string {
-	const inverse = 0x3e0f83e1 // 33 * inverse = 1 modulo 2^32
-	const prefix = "/lm/w3svc/1/root/"
-	start := uint32(backends.HashAppID(prefix))
-	var letters []byte
-	var search func(h uint32, left int) bool
-	forward := map[uint32]string{} // hash after prefix and four letters
-	const alphabet = "abcdefghijklmnopqrstuvwxyz"
-	for _, a := range []byte(alphabet) {
-		for _, b := range []byte(alphabet) {
-			for _, c := range []byte(alphabet) {
-				for _, d := range []byte(alphabet) {
-					h := start
-					for _, x := range []byte{a, b, c, d} {
-						h = h*33 ^ uint32(x)
-					}
-					forward[h] = string([]byte{a, b, c, d})
-				}
-			}
-		}
-	}
-	search = func(h uint32, left int) bool {
-		if head, ok := forward[h]; ok && left == 0 {
-			letters = append([]byte(head), letters...)
-			return true
-		}
-		if left == 0 {
-			return false
-		}
-		for _, x := range []byte(alphabet) {
-			letters = append([]byte{x}, letters...)
-			if search((h^uint32(x))*inverse, left-1) {
-				return true
-			}
-			letters = letters[1:]
-		}
-		return false
-	}
-	if !search(id, 3) && !search(id, 4) {
-		panic("no name found")
-	}
-	return prefix + string(letters)
 }
 
 var identityCases = []testCase{

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,15 +33,15 @@ type suite struct {
 	Fixture
 	ctx    context.Context
 	app    backends.AppID
-	keys   int
-	worker bool // this one's goroutine is not the test's own
+	keys   *atomic.Int64 // how many key has made
+	worker bool          // this one's goroutine is not the test's own
 }
 
 func newSuite(t *testing.T, f Fixture) *suite {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*minute)
 	t.Cleanup(cancel)
-	s := &suite{T: t, Fixture: f, ctx: ctx}
+	s := &suite{T: t, Fixture: f, ctx: ctx, keys: new(atomic.Int64)}
 	s.app = s.application("/lm/w3svc/1/root")
 	return s
 }
@@ -56,8 +57,7 @@ func (s *suite) application(name string) backends.AppID {
 
 // key returns the key of a session that no other call of key has returned.
 func (s *suite) key() backends.Key {
-	s.keys++
-	return backends.Key{App: s.app, ID: fmt.Sprintf("session%017d", s.keys)}
+	return backends.Key{App: s.app, ID: fmt.Sprintf("session%017d", s.keys.Add(1))}
 }
 
 func newToken() (tok backends.Token) {
@@ -264,6 +264,5 @@ func (s *suite) sub(name string, f func(s *suite)) {
 		sub := *s
 		sub.T = t
 		f(&sub)
-		s.keys = sub.keys
 	})
 }

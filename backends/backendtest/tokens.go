@@ -82,27 +82,20 @@ func (in *interruption) try(s *suite, what string, do func(ctx context.Context) 
 }
 
 // interruptedCase runs round over and over, in several goroutines at once, while writers of other
-// sessions keep the store busy. Each goroutine gets keys of its own.
-func interruptedCase(name string, round func(s *suite, in *interruption, newKey func() backends.Key)) testCase {
+// sessions keep the store busy.
+func interruptedCase(name string, round func(s *suite, in *interruption)) testCase {
 	return testCase{name, func(s *suite) {
 		const workers = 4
 		rounds := 100
 		if testing.Short() {
 			rounds = 20
 		}
-		var keys sync.Mutex
-		newKey := func() backends.Key {
-			keys.Lock()
-			defer keys.Unlock()
-			return s.key()
-		}
-
 		stop := make(chan struct{})
 		var busy sync.WaitGroup
 		defer busy.Wait()
 		defer close(stop)
 		for range 2 {
-			key := newKey()
+			key := s.key()
 			w := write(timeout)
 			w.Data = randomData(7000)
 			busy.Go(func() {
@@ -123,7 +116,7 @@ func interruptedCase(name string, round func(s *suite, in *interruption, newKey 
 		in := &interruption{}
 		began := time.Now()
 		for range 20 {
-			s.create(newKey())
+			s.create(s.key())
 		}
 		in.typical = time.Since(began) / 20
 
@@ -132,7 +125,7 @@ func interruptedCase(name string, round func(s *suite, in *interruption, newKey 
 			work.Go(func() {
 				s := s.forWorker()
 				for range rounds {
-					round(s, in, newKey)
+					round(s, in)
 				}
 			})
 		}
@@ -164,8 +157,8 @@ func coin() bool { return rand.IntN(2) == 0 }
 // tokenCases are rule 7 seen from outside: whatever moment a call is cut short at, the
 // same request tried again is applied once, and answered as the first try was or would have been.
 var tokenCases = []testCase{
-	interruptedCase("GetExclusive tried again gets its lock, and one only", func(s *suite, in *interruption, newKey func() backends.Key) {
-		key := newKey()
+	interruptedCase("GetExclusive tried again gets its lock, and one only", func(s *suite, in *interruption) {
+		key := s.key()
 		w := s.createUninitialized(key)
 		for cookie := backends.Cookie(2); cookie < 6; cookie++ {
 			tok := newToken()
@@ -188,8 +181,8 @@ var tokenCases = []testCase{
 			s.holds(key, w, cookie) // and no late first try has locked it again
 		}
 	}),
-	interruptedCase("GetExclusive tried again leaves a later lock alone", func(s *suite, in *interruption, newKey func() backends.Key) {
-		key := newKey()
+	interruptedCase("GetExclusive tried again leaves a later lock alone", func(s *suite, in *interruption) {
+		key := s.key()
 		w := s.create(key)
 		tok := newToken()
 		var item backends.Item
@@ -214,8 +207,8 @@ var tokenCases = []testCase{
 		s.sameItem(item, w, 2)
 		s.locked(key, 3)
 	}),
-	interruptedCase("a GetExclusive that failed as not applied has locked nothing", func(s *suite, in *interruption, newKey func() backends.Key) {
-		key := newKey()
+	interruptedCase("a GetExclusive that failed as not applied has locked nothing", func(s *suite, in *interruption) {
+		key := s.key()
 		w := s.create(key)
 		ctx, cancel := in.context(s.ctx)
 		_, err := s.Store.GetExclusive(ctx, key, newToken())
@@ -227,8 +220,8 @@ var tokenCases = []testCase{
 			}
 		}
 	}),
-	interruptedCase("Set tried again never overwrites a later write", func(s *suite, in *interruption, newKey func() backends.Key) {
-		key := newKey()
+	interruptedCase("Set tried again never overwrites a later write", func(s *suite, in *interruption) {
+		key := s.key()
 		s.create(key)
 		w := write(timeout)
 		w.LockCookie = 1
@@ -278,8 +271,8 @@ var tokenCases = []testCase{
 			s.holds(key, w, cookie)
 		}
 	}),
-	interruptedCase("Set IfMissing tried again finds its own session", func(s *suite, in *interruption, newKey func() backends.Key) {
-		key := newKey()
+	interruptedCase("Set IfMissing tried again finds its own session", func(s *suite, in *interruption) {
+		key := s.key()
 		w := write(timeout)
 		w.Condition, w.Uninitialized = backends.IfMissing, true
 		tok := newToken()
@@ -306,8 +299,8 @@ var tokenCases = []testCase{
 			s.Fatal("the session has lost its mark")
 		}
 	}),
-	interruptedCase("Remove tried again never removes a later session", func(s *suite, in *interruption, newKey func() backends.Key) {
-		key := newKey()
+	interruptedCase("Remove tried again never removes a later session", func(s *suite, in *interruption) {
+		key := s.key()
 		s.create(key)
 		cookie := backends.Cookie(1)
 		if coin() {
@@ -334,8 +327,8 @@ var tokenCases = []testCase{
 		w := s.create(key)
 		s.holds(key, w, 1)
 	}),
-	interruptedCase("Release tried again leaves a later lock alone", func(s *suite, in *interruption, newKey func() backends.Key) {
-		key := newKey()
+	interruptedCase("Release tried again leaves a later lock alone", func(s *suite, in *interruption) {
+		key := s.key()
 		w := s.createLocked(key)
 		tok := newToken()
 		release := func(ctx context.Context) error {
@@ -358,8 +351,8 @@ var tokenCases = []testCase{
 		s.lock(key)
 		s.locked(key, 3)
 	}),
-	interruptedCase("a mark is reported by the request that cleared it, however often it tries", func(s *suite, in *interruption, newKey func() backends.Key) {
-		key := newKey()
+	interruptedCase("a mark is reported by the request that cleared it, however often it tries", func(s *suite, in *interruption) {
+		key := s.key()
 		s.createUninitialized(key)
 		tok := newToken()
 		var mark bool
