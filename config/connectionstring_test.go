@@ -35,6 +35,10 @@ func TestConnectionStringsHidePasswords(t *testing.T) {
 		}
 		var log bytes.Buffer
 		slog.New(slog.NewTextHandler(&log, nil)).Info("settings", "db", c)
+		slog.New(slog.NewJSONHandler(&log, nil)).Info("settings", "db", c)
+		if want := strings.ReplaceAll(want, `\`, `\\`); !strings.Contains(log.String(), `"db":"`+want+`"`) {
+			t.Errorf("%s is logged as %s", text, &log)
+		}
 		shown := fmt.Sprintf("%v %+v %#v %s %q", c, c, c, c, c) + log.String() + fmt.Sprintf("%+v %#v", Config{SQLConnectionString: c}, []any{c})
 		if strings.Contains(shown, "s3cret") {
 			t.Errorf("%s leaks: %s", text, shown)
@@ -68,7 +72,7 @@ func TestRecognize(t *testing.T) {
 		"Server=;Database=d":                              {},
 		"Database=d":                                      {},
 		"Server=h;nonsense":                               {},
-		"Server='h' x;":                                   {},
+		"Server='h' x=y;":                                 {},
 		"mysql://h":                                       {},
 		"/var/lib/aspstate.db":                            {},
 		"file:nested":                                     {},

@@ -49,6 +49,8 @@ func TestFaults(t *testing.T) {
 		{"admin: {listen: 127.0.0.1:1}", "admin", "not in this version"},
 		{"tds:", "tds", "not in this version"},
 		{"memory: {stateFile: x}", "memory.stateFile", "not in this version"},
+		{"sweep: &s {batch: 5}\nlimits: *s", "limits.batch", "unknown key"},
+		{"\"a\\x1b[31m\": 1", `"a\x1b[31m"`, "unknown key"},
 		{"limits: 5", "limits", "a group of settings"},
 		{"mode: {a: b}", "mode", "one value"},
 		{"mode: [StateServer]", "mode", "one value"},
@@ -154,13 +156,17 @@ func TestWarnings(t *testing.T) {
 }
 
 func TestAllFaultsAtOnce(t *testing.T) {
-	_, err := loadText(t, "lissen: x\nmode: InProc\nlimits:\n  body: huge\n", []string{"ASPSTATE_SWEEP_BATCH=0"},)
+	_, err := loadText(t, "lissen: x\nmode: InProc\nlimits:\n  body: huge\n", []string{"ASPSTATE_SWEEP_BATCH=0"})
 	var got []string
 	for _, f := range faultsOf(t, err) {
 		got = append(got, f.Key+" | "+f.Source)
 	}
 	if want := []string{"lissen | aspstate.yaml line 1", "mode | aspstate.yaml line 2", "limits.body | aspstate.yaml line 4", "sweep.batch | ASPSTATE_SWEEP_BATCH"}; !slices.Equal(got, want) {
 		t.Errorf("faults %q, want %q", got, want)
+	}
+	_, err = loadText(t, "requestBudget: 4s\nlockWait: 3s", nil)
+	if faults := faultsOf(t, err); len(faults) != 2 || !strings.Contains(faults[0].Error(), "3s leaves less than 2s of requestBudget (4s)") {
+		t.Errorf("a lock wait as long as the budget gives %v", err)
 	}
 	_, err = loadText(t, "", nil, "--limits-idle=never", "--sweep-batch=x")
 	if want := `limits.idle (--limits-idle): "never" cannot be read; write a number and its unit, such as 500ms, 10s or 5m` + "\n" +

@@ -128,5 +128,5 @@ func isLoopback(host string) bool {
 		return true
 	}
 	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().WithZone("").IsLoopback()
+	return err == nil && ip.IsLoopback()
 }
