@@ -114,7 +114,7 @@ func sqlitePath(path, dir string) (string, error) {
 	case strings.HasPrefix(path, ":memory:"):
 		return "", errors.New("an SQLite database in memory would lose every session; mode StateServer keeps sessions in memory")
 	case strings.HasPrefix(path, "//") && !strings.HasPrefix(path, "///"):
-		return "", errors.New("it is a file, not a URL: leave out the // after sqlite:")
+		return "", errors.New("it is a file, not a URL: leave out the // of sqlite://")
 	case strings.ContainsAny(path, "?\x00"):
 		return "", errors.New("the path must not contain ? or NUL; parameters of SQLite are not taken")
 	case filepath.IsAbs(path):

@@ -1,0 +1,83 @@
+# aspstate. "make" lists the targets; Go and make are all that "make run" needs.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FUZZTIME ?= 1m
+
+# Checked with versions of their own, so that a new release cannot break a build.
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+# The version is stamped below; asking git for it again fails in checkouts of other users.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+PLATFORMS = linux/amd64 linux/arm64 windows/amd64 windows/arm64
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test test-all fuzz bench lint go gcc gofmt vet cross staticcheck govulncheck
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+build: go ## build ./aspstate
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o aspstate$(shell $(GO) env GOEXE) ./cmd/aspstate
+
+run: build ## build, and serve on 127.0.0.1:42424 with the sessions in ./data/aspstate.db
+	@mkdir -p data
+	./aspstate serve --sql-connection-string sqlite:data/aspstate.db
+
+test: go gcc gofmt vet cross ## what every change must pass: formatting, vet, all platforms, tests with -race
+	$(GO) test -race -timeout 8m ./...
+
+test-all: test lint ## test, lint, and a short fuzzing of every parser
+	$(MAKE) fuzz FUZZTIME=10s
+
+fuzz: go ## fuzz every target for FUZZTIME (1m) each
+	@$(GO) list -f '{{.Dir}} {{.ImportPath}}' ./... | while read -r dir package; do \
+	  for name in $$(cat "$$dir"/*_test.go 2>/dev/null | sed -nE 's/^func (Fuzz[A-Za-z0-9_]+)\(.*/\1/p'); do \
+	    echo "== $$package $$name"; \
+	    $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || exit 1; \
+	  done || exit 1; \
+	done
+
+bench: go ## run the benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+lint: go gofmt vet staticcheck govulncheck ## gofmt, vet, staticcheck and govulncheck
+
+go:
+	@command -v $(GO) >/dev/null || { echo "Go is missing: install Go 1.26 or later from your package manager or the Go web site" >&2; exit 1; }
+
+# The race detector needs a C compiler; the product does not.
+gcc: go
+	@command -v "$$($(GO) env CC)" >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing gcc, which go test -race needs"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq gcc libc6-dev >/dev/null; \
+	else \
+	  echo "a C compiler is missing, which go test -race needs: install gcc (Debian, Ubuntu: apt-get install gcc libc6-dev)" >&2; exit 1; \
+	fi
+
+gofmt: go
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not formatted, run gofmt -w:" >&2; echo "$$files" >&2; exit 1; }
+
+vet: go
+	$(GO) vet ./...
+
+cross: go
+	@for platform in $(PLATFORMS); do \
+	  echo "building for $$platform"; \
+	  CGO_ENABLED=0 GOOS=$${platform%/*} GOARCH=$${platform#*/} $(GO) build ./... || exit 1; \
+	done
+
+staticcheck: go
+	$(GO) run $(STATICCHECK) ./...
+
+# Exit status 3 is a finding; anything else that is not 0 means that it could not look.
+govulncheck: go
+	@out=$$($(GO) run $(GOVULNCHECK) ./... 2>&1); status=$$?; \
+	case "$$status $$out" in \
+	  0*) echo "govulncheck: no known vulnerability is called" ;; \
+	  *"exit status 3"*) echo "$$out"; exit 1 ;; \
+	  *) echo "govulncheck: NOT CHECKED, its database cannot be reached or it could not run:"; echo "$$out" | tail -n 3 ;; \
+	esac
