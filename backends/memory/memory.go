@@ -114,10 +114,15 @@ func (s *Store) ready(ctx context.Context, op string) error {
 	return nil
 }
 
-// lock locks the shard of a session and reads the clock. The caller unlocks.
+// shard returns the session's shard. Equal IDs of several applications share one, which
+// is no loss.
+func (s *Store) shard(key backends.Key) *shard {
+	return &s.shards[maphash.String(s.seed, key.ID)%shardCount]
+}
+
+// lock locks the session's shard and reads the clock. The caller unlocks.
 func (s *Store) lock(ctx context.Context, op string, key backends.Key) (*shard, time.Duration, error) {
-	// Equal IDs of several applications share a shard, which is no loss.
-	sh := &s.shards[maphash.String(s.seed, key.ID)%shardCount]
+	sh := s.shard(key)
 	sh.mu.Lock()
 	// Close sets its mark before it empties the shards.
 	if err := s.ready(ctx, op); err != nil {

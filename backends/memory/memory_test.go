@@ -33,6 +33,7 @@ func (s *Store) backdate(t testing.TB, key backends.Key, d time.Duration) {
 	se := sh.sessions[key]
 	if se == nil {
 		t.Fatalf("backdate: %v", backends.ErrNotFound)
+		return
 	}
 	se.lockedAt -= d
 	if se.expires != never {
