@@ -16,7 +16,8 @@ type AccessList struct {
 	prefixes atomic.Pointer[[]netip.Prefix]
 
 	mu      sync.Mutex
-	refused map[netip.Addr]time.Time // when a refusal was last logged
+	minute  time.Time               // when the current one began
+	refused map[netip.Addr]struct{} // logged in it
 }
 
 // maxRefused bounds the addresses whose refusals are remembered.
@@ -25,7 +26,7 @@ const maxRefused = 4096
 // NewAccessList returns a list that allows loopback only. Refusals are logged
 // once an address and minute.
 func NewAccessList(log *slog.Logger) *AccessList {
-	return &AccessList{log: log, refused: make(map[netip.Addr]time.Time)}
+	return &AccessList{log: log, refused: make(map[netip.Addr]struct{})}
 }
 
 // Allow replaces the list; it applies to connections accepted from now on.
@@ -63,23 +64,18 @@ func (a *AccessList) Allowed(addr net.Addr) bool {
 	return false
 }
 
-// remember reports whether a refusal of ip is to be logged now.
+// remember reports whether a refusal of ip is to be logged: the first in a minute is,
+// unless too many addresses are refused to remember them all.
 func (a *AccessList) remember(ip netip.Addr, now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if last, ok := a.refused[ip]; ok && now.Sub(last) < time.Minute {
+	if now.Sub(a.minute) >= time.Minute {
+		a.minute = now
+		clear(a.refused)
+	}
+	if _, known := a.refused[ip]; known || len(a.refused) >= maxRefused {
 		return false
 	}
-	if len(a.refused) >= maxRefused {
-		for old, last := range a.refused {
-			if now.Sub(last) >= time.Minute {
-				delete(a.refused, old)
-			}
-		}
-		if len(a.refused) >= maxRefused {
-			return false // a flood from everywhere: enough has been logged
-		}
-	}
-	a.refused[ip] = now
+	a.refused[ip] = struct{}{}
 	return true
 }

@@ -85,12 +85,14 @@ func (s *Sessions) GetExclusive(ctx context.Context, arrived time.Time, session 
 	if unknown {
 		s.later.add(task{"release a lock that nobody was told of", func(ctx context.Context) error {
 			key, err := s.key(ctx, session, false)
-			if err == nil {
-				item, err = s.store.GetExclusive(ctx, key, tok)
+			if err != nil {
+				return err
 			}
-			if err == nil {
-				_, err = s.store.Release(ctx, key, s.token(), item.LockCookie)
+			item, err := s.store.GetExclusive(ctx, key, tok)
+			if err != nil {
+				return err
 			}
+			_, err = s.store.Release(ctx, key, s.token(), item.LockCookie)
 			return err
 		}})
 	}
@@ -102,15 +104,12 @@ func (s *Sessions) GetExclusive(ctx context.Context, arrived time.Time, session 
 // failure, so a failing store is no error here: the lock is released later.
 func (s *Sessions) Release(ctx context.Context, arrived time.Time, session Session, cookie backends.Cookie) (uninitialized bool, err error) {
 	tok := s.token()
-	try := func(ctx context.Context) error {
-		key, err := s.key(ctx, session, false)
-		if err == nil {
-			uninitialized, err = s.store.Release(ctx, key, tok, cookie)
-		}
+	_, err = s.do(ctx, "release", arrived, func(ctx context.Context) (err error) {
+		uninitialized, err = s.release(ctx, session, tok, cookie)
 		return err
-	}
-	if _, err = s.do(ctx, "release", arrived, try); !backends.IsAnswer(err) {
-		s.later.add(task{"release", try})
+	})
+	if !backends.IsAnswer(err) {
+		s.releaseLater(session, tok, cookie)
 		return false, nil
 	}
 	return uninitialized, err
@@ -119,14 +118,22 @@ func (s *Sessions) Release(ctx context.Context, arrived time.Time, session Sessi
 // ReleaseLater releases a lock that its owner will not release: the answer that
 // grants it could not be written, or the owner's Set was refused.
 func (s *Sessions) ReleaseLater(session Session, cookie backends.Cookie) {
-	tok := s.token()
+	s.releaseLater(session, s.token(), cookie)
+}
+
+func (s *Sessions) releaseLater(session Session, tok backends.Token, cookie backends.Cookie) {
 	s.later.add(task{"release", func(ctx context.Context) error {
-		key, err := s.key(ctx, session, false)
-		if err == nil {
-			_, err = s.store.Release(ctx, key, tok, cookie)
-		}
+		_, err := s.release(ctx, session, tok, cookie)
 		return err
 	}})
+}
+
+func (s *Sessions) release(ctx context.Context, session Session, tok backends.Token, cookie backends.Cookie) (uninitialized bool, err error) {
+	key, err := s.key(ctx, session, false)
+	if err != nil {
+		return false, err
+	}
+	return s.store.Release(ctx, key, tok, cookie)
 }
 
 // Set stores an item (MS-ASP 3.1.5.3). The errors are those of
