@@ -207,17 +207,20 @@ var tokenCases = []testCase{
 		s.sameItem(item, w, 2)
 		s.locked(key, 3)
 	}),
-	interruptedCase("a GetExclusive that failed as not applied has locked nothing", func(s *suite, in *interruption) {
+	interruptedCase("what failed as not applied is not applied later either", func(s *suite, in *interruption) {
 		key := s.key()
 		w := s.create(key)
+		op := operations[rand.IntN(len(operations))]
 		ctx, cancel := in.context(s.ctx)
-		_, err := s.Store.GetExclusive(ctx, key, newToken())
+		err := op.do(ctx, s, key, newToken())
 		cancel()
+		if err != nil {
+			in.failed.Add(1)
+		}
 		if errors.Is(err, backends.ErrNotApplied) {
 			s.holds(key, w, 1)
-			if c := s.lock(key); c != 2 {
-				s.Fatalf("the first lock's cookie is %d, want 2", c)
-			}
+			s.release(key, s.lock(key))
+			s.holds(key, w, 2)
 		}
 	}),
 	interruptedCase("Set tried again never overwrites a later write", func(s *suite, in *interruption) {

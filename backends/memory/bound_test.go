@@ -115,15 +115,15 @@ func TestBoundUnderRace(t *testing.T) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	stored := 0
+	small, big := write(100), write(200_000) // a big one is refused, and takes no room from others meanwhile
 	for worker := range 8 {
 		wg.Go(func() {
 			for i := range 200 {
 				key := backends.Key{ID: fmt.Sprintf("%d%03d", worker, i)}
-				big := write(1 << 20) // refused, and must not take room from others meanwhile
 				if err := s.Set(t.Context(), key, tok, big); !errors.Is(err, backends.ErrFull) {
-					t.Errorf("Set of a megabyte: %v, want ErrFull", err)
+					t.Errorf("Set of more than the bound: %v, want ErrFull", err)
 				}
-				err := s.Set(t.Context(), key, tok, write(100))
+				err := s.Set(t.Context(), key, tok, small)
 				if err == nil {
 					mu.Lock()
 					stored++
