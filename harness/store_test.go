@@ -1,0 +1,44 @@
+package harness
+
+import (
+	"testing"
+	"time"
+
+	"aspstate/backends"
+	"aspstate/backends/memory"
+)
+
+// store is a kind of session-state store that the harness judges.
+type store struct {
+	name string
+	// open opens a fresh, empty database n times, until the test's end; n is 1 unless shared.
+	open func(t testing.TB, n int, via via) []backends.Store
+	// flags makes a fresh, empty database and returns the flags of an aspstate that serves it.
+	flags func(t testing.TB, via via) []string
+	// durable says that sessions outlive the process.
+	durable bool
+	// shared says that several processes may use a database at once.
+	shared bool
+	// network says that the database is asked over TCP, at the address given to via.
+	network bool
+	// resolution is the smallest step of the store's clock.
+	resolution time.Duration
+}
+
+// via returns the address to use in place of a database's own: a proxy's.
+type via func(address string) string
+
+func straight(address string) string { return address }
+
+// stores are all kinds there are.
+var stores = []store{
+	{
+		name: "memory",
+		open: func(t testing.TB, _ int, _ via) []backends.Store {
+			s := memory.New(0)
+			t.Cleanup(func() { s.Close() })
+			return []backends.Store{s}
+		},
+		flags: func(testing.TB, via) []string { return []string{"--mode=StateServer"} },
+	},
+}
