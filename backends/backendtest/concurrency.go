@@ -63,7 +63,7 @@ var concurrencyCases = []testCase{
 				for i := range increments {
 					se := &all[(worker+i)%sessions]
 					item, err := s.Store.GetExclusive(s.ctx, se.key, newToken())
-					for {
+					for !s.Failed() {
 						if _, locked := errors.AsType[*backends.LockedError](err); !locked {
 							break
 						}

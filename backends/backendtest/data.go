@@ -61,7 +61,7 @@ var dataCases = []testCase{
 			}
 		}
 	}},
-	{"are not kept by the store after a refusal or a cancelled call", func(s *suite) {
+	{"are not kept by the store after a refusal", func(s *suite) {
 		key := s.key()
 		before := s.createLocked(key)
 		w := write(timeout)

@@ -24,7 +24,9 @@ const (
 	// tick is more than the coarsest clock that a store may keep time by.
 	tick = time.Second
 	// hang is when a call that ought to have come back is given up.
-	hang = 30 * time.Second
+	hang = 10 * time.Second
+	// patience ends a case whose sessions are never unlocked.
+	patience = 2 * minute
 )
 
 // suite is one case at work: a fresh store, and one registered application.
@@ -39,7 +41,7 @@ type suite struct {
 
 func newSuite(t *testing.T, f Fixture) *suite {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	s := &suite{T: t, Fixture: f, ctx: ctx, keys: new(atomic.Int64)}
 	s.app = s.application("/lm/w3svc/1/root")

@@ -108,35 +108,46 @@ func TestBoundEvictsNothingLive(t *testing.T) {
 	}
 }
 
-// Racing writes fill the store to the bound and no further, and none is refused while there is room for it.
+// Racing writes fill the store to its bound: none is refused while there is room for it, whatever
+// else is refused meanwhile, and none passes the bound.
 func TestBoundUnderRace(t *testing.T) {
-	const fits = 500
-	s := New(fits * (overhead + 4 + 100))
+	const workers, each = 8, 200
+	small, big := write(100), write(1_000_000)
+	s := New(workers * each * (overhead + 4 + 100))
 	var wg sync.WaitGroup
-	var mu sync.Mutex
-	stored := 0
-	small, big := write(100), write(200_000) // a big one is refused, and takes no room from others meanwhile
-	for worker := range 8 {
+	for worker := range workers {
 		wg.Go(func() {
-			for i := range 200 {
+			for i := range each {
 				key := backends.Key{ID: fmt.Sprintf("%d%03d", worker, i)}
 				if err := s.Set(t.Context(), key, tok, big); !errors.Is(err, backends.ErrFull) {
 					t.Errorf("Set of more than the bound: %v, want ErrFull", err)
 				}
-				err := s.Set(t.Context(), key, tok, small)
-				if err == nil {
-					mu.Lock()
-					stored++
-					mu.Unlock()
-				} else if !errors.Is(err, backends.ErrFull) {
-					t.Errorf("Set: %v", err)
+				if err := s.Set(t.Context(), key, tok, small); err != nil {
+					t.Errorf("Set of what fits: %v", err)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if stored != fits || s.bytes.Load() != s.maxBytes {
-		t.Fatalf("%d sessions of %d bytes are stored, want %d of %d", stored, s.bytes.Load(), fits, s.maxBytes)
+	if s.bytes.Load() != s.maxBytes {
+		t.Fatalf("%d bytes are counted, want %d", s.bytes.Load(), s.maxBytes)
+	}
+	for i := range each { // now room for one at a time, and two who want it
+		if err := s.Remove(t.Context(), backends.Key{ID: fmt.Sprintf("0%03d", i)}, tok, 1, backends.IfUnlocked); err != nil {
+			t.Fatal(err)
+		}
+		for worker := range workers {
+			wg.Go(func() {
+				err := s.Set(t.Context(), backends.Key{ID: fmt.Sprintf("%c%03d", 'a'+worker, i)}, tok, small)
+				if err != nil && !errors.Is(err, backends.ErrFull) {
+					t.Errorf("Set: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if s.bytes.Load() != s.maxBytes {
+			t.Fatalf("%d bytes are counted, want %d", s.bytes.Load(), s.maxBytes)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ package memory
 
 import (
 	"bytes"
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ type session struct {
 	due           time.Duration // when the queue looks at it: never after expires
 	lockedAt      time.Duration
 	cookie        backends.Cookie
-	place         int32 // in the queue, or unqueued
+	place         int32 // in the queue
 	locked        bool
 	uninitialized bool
 }
@@ -148,7 +149,7 @@ func (s *Store) find(sh *shard, key backends.Key, now time.Duration) *session {
 
 // drop deletes a session.
 func (s *Store) drop(sh *shard, se *session) {
-	sh.queue.remove(se)
+	heap.Remove(&sh.queue, int(se.place))
 	delete(sh.sessions, se.key)
 	s.bytes.Add(-se.size())
 	if sh.apps[se.key.App]--; sh.apps[se.key.App] == 0 {
@@ -158,12 +159,12 @@ func (s *Store) drop(sh *shard, se *session) {
 
 func (se *session) size() int64 { return int64(len(se.key.ID) + len(se.data) + overhead) }
 
-// reserve counts n more bytes, unless they would pass the bound. Shrinking is
-// always allowed.
+// reserve counts n more bytes (or fewer), unless they would pass the bound. It never passes it,
+// not for a moment either: another write would be refused for it.
 func (s *Store) reserve(n int64) bool {
 	for {
 		used := s.bytes.Load()
-		if n > 0 && s.maxBytes > 0 && used+n > s.maxBytes {
+		if s.maxBytes > 0 && used+n > s.maxBytes {
 			return false
 		}
 		if s.bytes.CompareAndSwap(used, used+n) {
@@ -284,7 +285,10 @@ func (s *Store) Set(ctx context.Context, key backends.Key, _ backends.Token, w b
 		se.timeout = w.Timeout
 		se.uninitialized = false
 		se.expires = expiry(now, w.Timeout)
-		sh.queue.put(se)
+		if se.expires < se.due {
+			se.due = se.expires
+			heap.Fix(&sh.queue, int(se.place))
+		}
 	}
 	return nil
 }
@@ -297,14 +301,14 @@ func (s *Store) create(sh *shard, now time.Duration, key backends.Key, data []by
 		timeout:       w.Timeout,
 		expires:       expiry(now, w.Timeout),
 		cookie:        1,
-		place:         unqueued,
 		uninitialized: w.Uninitialized,
 	}
 	if !s.makeRoom(sh, se.size(), now) {
 		return s.full
 	}
 	sh.sessions[key] = se
-	sh.queue.put(se)
+	se.due = se.expires
+	heap.Push(&sh.queue, se)
 	sh.apps[key.App]++
 	return nil
 }

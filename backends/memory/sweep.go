@@ -11,35 +11,11 @@ import (
 // other requests go first: some tens of microseconds.
 const portion = 64
 
-// unqueued is the place of a session that never expires.
-const unqueued = -1
-
-// queue holds a shard's sessions that can expire, ordered by when to look at them: a heap. A
-// renewal leaves a session where it is; when its turn comes it is found alive and put back for
+// queue is a heap of a shard's sessions, ordered by when to look at them (due). A renewal, or a
+// longer timeout, leaves a session where it is; when its turn comes it is found alive and put back for
 // its new expiry. So a renewal costs nothing here, a sweep looks only at what is due, and a live
 // session is looked at about once per timeout.
 type queue []*session
-
-// put gives the session its place after its expiry has been set: in the queue, or out
-// of it where it never expires. One that expires later than before stays where it is.
-func (q *queue) put(se *session) {
-	switch {
-	case se.expires == never:
-		q.remove(se)
-	case se.place == unqueued:
-		se.due = se.expires
-		heap.Push(q, se)
-	case se.expires < se.due:
-		se.due = se.expires
-		heap.Fix(q, int(se.place))
-	}
-}
-
-func (q *queue) remove(se *session) {
-	if se.place != unqueued {
-		heap.Remove(q, int(se.place))
-	}
-}
 
 // Len, Less, Swap, Push and Pop implement heap.Interface.
 
@@ -62,7 +38,6 @@ func (q *queue) Pop() any {
 	se := (*q)[last]
 	(*q)[last] = nil
 	*q = (*q)[:last]
-	se.place = unqueued
 	return se
 }
 
