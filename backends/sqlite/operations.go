@@ -1,0 +1,216 @@
+package sqlite
+
+import (
+	"time"
+
+	"aspstate/backends"
+)
+
+// The operations as the writer runs them. Each decides by MS-ASP (ms-asp.md §5) and the contract what
+// becomes of the session and then names the columns that change. The result is a failure of SQLite;
+// the answer goes into the op.
+
+// touch renews a session that was found.
+func (w *writer) touch(se *session) error {
+	if !se.overdue(w.now) {
+		return nil
+	}
+	_, se.expires = expiry(w.now, se.timeout)
+	w.setExpires.bindInt(1, se.row)
+	w.setExpires.bindInt(2, se.expires)
+	return w.setExpires.run()
+}
+
+// takeMark clears the uninitialized mark and reports whether it was there.
+func (w *writer) takeMark(se *session) (bool, error) {
+	if !se.marked() {
+		return false, nil
+	}
+	w.setFlags.bindInt(1, se.row)
+	w.setFlags.bindInt(2, se.flags&^uninitialized)
+	return true, w.setFlags.run()
+}
+
+func (w *writer) get(o *op) error          { return w.fetch(o, false) }
+func (w *writer) getExclusive(o *op) error { return w.fetch(o, true) }
+
+func (w *writer) fetch(o *op, lock bool) error {
+	se, err := find(w.findItem, o.key, true)
+	if err != nil {
+		return err
+	}
+	if se.missing(w.now) {
+		o.err = backends.ErrNotFound
+		return nil
+	}
+	if err := w.touch(&se); err != nil {
+		return err
+	}
+	mark, err := w.takeMark(&se)
+	if err != nil {
+		return err
+	}
+	if lock && !se.locked {
+		cookie := se.next()
+		w.lockSession.bindInt(1, se.row)
+		w.lockSession.bindInt(2, int64(cookie))
+		w.lockSession.bindInt(3, w.now)
+		if err := w.lockSession.run(); err != nil {
+			return err
+		}
+		se.cookie = cookie
+	}
+	o.item, o.err = se.found(w.now, mark)
+	return nil
+}
+
+func (w *writer) release(o *op) error {
+	se, err := find(w.findSession, o.key, false)
+	if err != nil {
+		return err
+	}
+	if se.missing(w.now) {
+		o.err = backends.ErrNotFound
+		return nil
+	}
+	if err := w.touch(&se); err != nil {
+		return err
+	}
+	mark, err := w.takeMark(&se)
+	switch {
+	case err != nil:
+		return err
+	case se.locked && o.cookie != se.cookie:
+		o.err = se.lockedError(w.now, mark)
+		return nil
+	case se.locked:
+		w.unlockSession.bindInt(1, se.row)
+		err = w.unlockSession.run()
+	}
+	o.mark = mark
+	return err
+}
+
+func (w *writer) set(o *op) error {
+	se, err := find(w.findSession, o.key, false)
+	if err != nil {
+		return err
+	}
+	if se.missing(w.now) {
+		if o.cond == backends.IfCookie {
+			o.err = backends.ErrNotFound
+			return nil
+		}
+		return w.create(o, &se)
+	}
+	if o.err = se.refusal(w.now, o.cookie, o.cond); o.err != nil {
+		return w.touch(&se)
+	}
+	if timeout := milliseconds(o.timeout); timeout != se.timeout {
+		_, expires := expiry(w.now, timeout)
+		w.setTimeout.bindInt(1, se.row)
+		w.setTimeout.bindInt(2, timeout)
+		w.setTimeout.bindInt(3, expires)
+		w.setTimeout.bindInt(4, se.flags&^uninitialized)
+		err = w.setTimeout.run()
+	} else {
+		err = w.touch(&se)
+	}
+	if err != nil {
+		return err
+	}
+	w.setItem.bindInt(1, se.row)
+	bindBlob(w.setItem, 2, o.data)
+	return w.setItem.run()
+}
+
+// create begins a session, in the place of an expired one if that is still there.
+func (w *writer) create(o *op, expired *session) error {
+	if expired.row != 0 {
+		if err := w.delete(expired.row); err != nil {
+			return err
+		}
+	}
+	timeout := milliseconds(o.timeout)
+	_, expires := expiry(w.now, timeout)
+	var flags int64
+	if o.uninitialized {
+		flags = uninitialized
+	}
+	s := w.insertSession
+	s.bindInt(1, int64(o.key.App))
+	bindBlob(s, 2, o.key.ID)
+	s.bindInt(3, w.now)
+	s.bindInt(4, expires)
+	s.bindInt(5, timeout)
+	s.bindInt(6, flags)
+	bindBlob(s, 7, o.data)
+	return s.run()
+}
+
+func (w *writer) remove(o *op) error {
+	se, err := find(w.findSession, o.key, false)
+	if err != nil {
+		return err
+	}
+	if se.missing(w.now) {
+		o.err = backends.ErrNotFound
+		return nil
+	}
+	if o.err = se.refusal(w.now, o.cookie, o.cond); o.err != nil {
+		return w.touch(&se)
+	}
+	return w.delete(se.row)
+}
+
+func (w *writer) delete(row int64) error {
+	w.deleteSession.bindInt(1, row)
+	return w.deleteSession.run()
+}
+
+func (w *writer) resetTimeout(o *op) error {
+	se, err := find(w.findSession, o.key, false)
+	if err != nil {
+		return err
+	}
+	if se.missing(w.now) {
+		o.err = backends.ErrNotFound
+		return nil
+	}
+	return w.touch(&se)
+}
+
+// Bounds of what one operation of DeleteExpired deletes, so that others get in between.
+const (
+	sliceRows = 100
+	sliceTime = 10 * time.Millisecond
+)
+
+// deleteExpired deletes up to o.limit expired sessions and counts them.
+func (w *writer) deleteExpired(o *op) error {
+	rows, err := w.expired(o.limit)
+	if err != nil {
+		return err
+	}
+	o.count = 0
+	for start := time.Now(); o.count < len(rows) && time.Since(start) < sliceTime; o.count++ {
+		if err := w.delete(rows[o.count]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *writer) expired(limit int) ([]int64, error) {
+	defer w.findExpired.reset()
+	w.findExpired.bindInt(1, w.now)
+	w.findExpired.bindInt(2, int64(limit))
+	var rows []int64
+	for {
+		row, err := w.findExpired.step()
+		if err != nil || !row {
+			return rows, err
+		}
+		rows = append(rows, w.findExpired.int(0))
+	}
+}

@@ -1,0 +1,77 @@
+package sqlite
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"aspstate/backends"
+)
+
+// readerCount is how many connections read besides the writer. More than a few only contend.
+const readerCount = 3
+
+// readerPragmas are run on the readers' connections, besides those of the file.
+var readerPragmas = []string{"query_only = ON"}
+
+// reader is a connection that only reads.
+type reader struct {
+	conn                  *conn
+	findSession, findItem *stmt
+}
+
+func newReader(path string) (*reader, error) {
+	c, err := openConn(path, slices.Concat(filePragmas, readerPragmas)...)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{conn: c}
+	if r.findSession, err = c.prepare(findSession); err == nil {
+		r.findItem, err = c.prepare(findItem)
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// read answers a Get (with item) or a ResetTimeout, or reports false if the writer has to: the session needs
+// a renewal or carries the uninitialized mark.
+func (s *Store) read(ctx context.Context, op string, key backends.Key, item bool) (_ backends.Item, err error, read bool) {
+	if ctx.Err() != nil {
+		return backends.Item{}, notApplied(op, ended(ctx)), true
+	}
+	var r *reader
+	select {
+	case r = <-s.readers:
+	default:
+		select {
+		case r = <-s.readers:
+		case <-ctx.Done():
+			return backends.Item{}, notApplied(op, ended(ctx)), true
+		case <-s.closing:
+			return backends.Item{}, notApplied(op, errClosed), true
+		}
+	}
+	look := r.findSession
+	if item {
+		look = r.findItem
+	}
+	se, err := find(look, key, item)
+	s.readers <- r
+	now := time.Now().UnixMilli()
+	switch {
+	case err != nil:
+		return backends.Item{}, failed(op, err, false), true
+	case se.missing(now):
+		return backends.Item{}, backends.ErrNotFound, true
+	case se.overdue(now) || item && se.marked():
+		return backends.Item{}, nil, false
+	case item:
+		found, err := se.found(now, false)
+		return found, err, true
+	default:
+		return backends.Item{}, nil, true
+	}
+}
