@@ -203,7 +203,7 @@ func sweep(t testing.TB, clients []*client, rng *mathrand.Rand) (stop func()) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(time.Duration(rng.Int64N(int64(20*time.Millisecond)))):
+			case <-time.After(time.Duration(rng.Int64N(int64(20 * time.Millisecond)))):
 			}
 			d := clients[rng.IntN(len(clients))].asker.(*direct)
 			if _, err := d.store.DeleteExpired(context.Background(), 1+rng.IntN(5)); err != nil {
