@@ -53,6 +53,15 @@ func (s *Sessions) Application(name string) *Application {
 // Known reports whether the store has told the application's AppID.
 func (app *Application) Known() bool { return app.resolved.Load() != nil }
 
+// key is the store's key of a session, of application 0 while that is not known.
+func (app *Application) key(id string) backends.Key {
+	key := backends.Key{ID: id}
+	if known := app.resolved.Load(); known != nil {
+		key.App = known.id
+	}
+	return key
+}
+
 func (a *applications) resolve(ctx context.Context, store backends.Store, app *Application, create bool) (backends.AppID, error) {
 	was := app.resolved.Load()
 	if was != nil && time.Now().Before(was.until) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -20,14 +21,30 @@ type Session struct {
 	ID  string
 }
 
+// Request is what Sessions knows of the request that a front end carries out.
+type Request struct {
+	Arrived time.Time // with its request line: the budget counts from here
+	Client  netip.Addr
+	// Watch, where it is set, is called when the request begins to wait. gone closes
+	// when the client closes its connection; stop ends the watching and returns when it has.
+	Watch func() (gone <-chan struct{}, stop func())
+}
+
+func (r Request) watch() (gone <-chan struct{}, stop func()) {
+	if r.Watch == nil {
+		return nil, func() {}
+	}
+	return r.Watch()
+}
+
+// errGone says that the client closed its connection while its request waited.
+var errGone = errors.New("the client has gone")
+
 // Sessions is what front ends ask: a store, with the patience that web servers
 // need. It retries what fails until the request's budget is spent, because a web
 // server takes every failure for a page error or, worse, for a missing session. An
 // error that is not an answer (backends.IsAnswer) means that the budget is spent:
 // the front end closes the connection without an answer.
-//
-// The budget of a request counts from its arrival, which the methods take as an
-// argument.
 type Sessions struct {
 	store  backends.Store
 	log    *slog.Logger
@@ -40,6 +57,7 @@ type Sessions struct {
 	outage       outage
 	refused      seldom
 	later        later
+	handover     handover
 }
 
 // NewSessions returns Sessions over store, whose calls end budget after a
@@ -50,6 +68,7 @@ func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *
 	s.SetBudget(budget)
 	s.applications.init()
 	s.later.init(log)
+	s.handover.init()
 	s.outage.log = log
 	return s
 }
@@ -57,11 +76,26 @@ func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *
 // SetBudget changes the budget of requests that arrive from now on.
 func (s *Sessions) SetBudget(d time.Duration) { s.budget.Store(int64(d)) }
 
-// Get returns the item of an unlocked session (MS-ASP 3.1.5.1). The errors are
-// those of backends.Store.Get.
-func (s *Sessions) Get(ctx context.Context, arrived time.Time, session Session) (item backends.Item, err error) {
+// Get returns the item of a session (MS-ASP 3.1.5.1), waiting for its lock to be
+// released for as long as SetLockWait says. The errors are those of backends.Store.Get.
+func (s *Sessions) Get(ctx context.Context, req Request, session Session) (backends.Item, error) {
+	return s.await(ctx, req, session, false, func() (backends.Item, error) {
+		return s.Lookup(ctx, req, session)
+	})
+}
+
+// GetExclusive locks the session and returns its item (MS-ASP 3.1.5.2), waiting as Get does.
+// A lock that may have been taken although the call failed is released later.
+func (s *Sessions) GetExclusive(ctx context.Context, req Request, session Session) (backends.Item, error) {
+	return s.await(ctx, req, session, true, func() (backends.Item, error) {
+		return s.getExclusive(ctx, req, session)
+	})
+}
+
+// Lookup is Get without waiting: it renews the session and clears its mark.
+func (s *Sessions) Lookup(ctx context.Context, req Request, session Session) (item backends.Item, err error) {
 	tok := s.token()
-	_, err = s.do(ctx, "get", arrived, func(ctx context.Context) error {
+	_, err = s.do(ctx, "get", req, func(ctx context.Context) error {
 		key, err := s.key(ctx, session, false)
 		if err == nil {
 			item, err = s.store.Get(ctx, key, tok)
@@ -71,11 +105,9 @@ func (s *Sessions) Get(ctx context.Context, arrived time.Time, session Session) 
 	return item, err
 }
 
-// GetExclusive locks the session and returns its item (MS-ASP 3.1.5.2). A lock
-// that may have been taken although the call failed is released later.
-func (s *Sessions) GetExclusive(ctx context.Context, arrived time.Time, session Session) (item backends.Item, err error) {
+func (s *Sessions) getExclusive(ctx context.Context, req Request, session Session) (item backends.Item, err error) {
 	tok := s.token()
-	unknown, err := s.do(ctx, "get exclusive", arrived, func(ctx context.Context) error {
+	unknown, err := s.do(ctx, "get exclusive", req, func(ctx context.Context) error {
 		key, err := s.key(ctx, session, false)
 		if err == nil {
 			item, err = s.store.GetExclusive(ctx, key, tok)
@@ -89,10 +121,9 @@ func (s *Sessions) GetExclusive(ctx context.Context, arrived time.Time, session 
 				return err
 			}
 			item, err := s.store.GetExclusive(ctx, key, tok)
-			if err != nil {
-				return err
+			if err == nil {
+				_, err = s.release(ctx, session, s.token(), item.LockCookie)
 			}
-			_, err = s.store.Release(ctx, key, s.token(), item.LockCookie)
 			return err
 		}})
 	}
@@ -102,9 +133,9 @@ func (s *Sessions) GetExclusive(ctx context.Context, arrived time.Time, session 
 // Release unlocks the session if it is locked with this cookie (MS-ASP 3.1.5.4)
 // and reports whether it was uninitialized. The client ignores every
 // failure, so a failing store is no error here: the lock is released later.
-func (s *Sessions) Release(ctx context.Context, arrived time.Time, session Session, cookie backends.Cookie) (uninitialized bool, err error) {
+func (s *Sessions) Release(ctx context.Context, req Request, session Session, cookie backends.Cookie) (uninitialized bool, err error) {
 	tok := s.token()
-	_, err = s.do(ctx, "release", arrived, func(ctx context.Context) (err error) {
+	_, err = s.do(ctx, "release", req, func(ctx context.Context) (err error) {
 		uninitialized, err = s.release(ctx, session, tok, cookie)
 		return err
 	})
@@ -133,18 +164,25 @@ func (s *Sessions) release(ctx context.Context, session Session, tok backends.To
 	if err != nil {
 		return false, err
 	}
-	return s.store.Release(ctx, key, tok, cookie)
+	uninitialized, err = s.store.Release(ctx, key, tok, cookie)
+	if err == nil {
+		s.handover.released(key)
+	}
+	return uninitialized, err
 }
 
 // Set stores an item (MS-ASP 3.1.5.3). The errors are those of
 // backends.Store.Set. Where the write is refused as too much, or the store fails, the
 // lock with the write's cookie is released, because the client will not do it.
-func (s *Sessions) Set(ctx context.Context, arrived time.Time, session Session, w backends.Write) error {
+func (s *Sessions) Set(ctx context.Context, req Request, session Session, w backends.Write) error {
 	tok := s.token()
-	_, err := s.do(ctx, "set", arrived, func(ctx context.Context) error {
+	_, err := s.do(ctx, "set", req, func(ctx context.Context) error {
 		key, err := s.key(ctx, session, true)
 		if err == nil {
 			err = s.store.Set(ctx, key, tok, w)
+		}
+		if err == nil {
+			s.handover.released(key)
 		}
 		return err
 	})
@@ -161,12 +199,15 @@ func (s *Sessions) Set(ctx context.Context, arrived time.Time, session Session, 
 }
 
 // Remove deletes the session under the condition (MS-ASP 3.1.5.5).
-func (s *Sessions) Remove(ctx context.Context, arrived time.Time, session Session, cookie backends.Cookie, cond backends.Condition) error {
+func (s *Sessions) Remove(ctx context.Context, req Request, session Session, cookie backends.Cookie, cond backends.Condition) error {
 	tok := s.token()
-	_, err := s.do(ctx, "remove", arrived, func(ctx context.Context) error {
+	_, err := s.do(ctx, "remove", req, func(ctx context.Context) error {
 		key, err := s.key(ctx, session, false)
 		if err == nil {
 			err = s.store.Remove(ctx, key, tok, cookie, cond)
+		}
+		if err == nil {
+			s.handover.released(key)
 		}
 		return err
 	})
@@ -175,7 +216,7 @@ func (s *Sessions) Remove(ctx context.Context, arrived time.Time, session Sessio
 
 // ResetTimeout renews the session (MS-ASP 3.1.5.6). A failing store is no error
 // here: the session is renewed later.
-func (s *Sessions) ResetTimeout(ctx context.Context, arrived time.Time, session Session) error {
+func (s *Sessions) ResetTimeout(ctx context.Context, req Request, session Session) error {
 	try := func(ctx context.Context) error {
 		key, err := s.key(ctx, session, false)
 		if err == nil {
@@ -183,7 +224,7 @@ func (s *Sessions) ResetTimeout(ctx context.Context, arrived time.Time, session 
 		}
 		return err
 	}
-	once, cancel := context.WithDeadline(ctx, s.end(arrived, time.Second))
+	once, cancel := context.WithDeadline(ctx, s.end(req.Arrived, time.Second))
 	err := try(once)
 	cancel()
 	if !backends.IsAnswer(err) {
@@ -199,14 +240,14 @@ func (s *Sessions) ResetTimeout(ctx context.Context, arrived time.Time, session 
 // third of the budget, so that a database that hangs leaves time for the next host;
 // when an outage is older than the budget, there is one try of at most a second.
 // unknown says that op failed and may all the same have been applied.
-func (s *Sessions) do(ctx context.Context, name string, arrived time.Time, op func(context.Context) error) (unknown bool, err error) {
+func (s *Sessions) do(ctx context.Context, name string, req Request, op func(context.Context) error) (unknown bool, err error) {
 	budget := time.Duration(s.budget.Load())
 	atMost, last := budget, s.outage.olderThan(budget)
 	if last {
 		atMost = time.Second
 	}
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
-		try, cancel := context.WithDeadline(ctx, s.end(arrived, atMost))
+		try, cancel := context.WithDeadline(ctx, s.end(req.Arrived, atMost))
 		err = op(try)
 		cancel()
 		if backends.IsAnswer(err) {
@@ -216,7 +257,7 @@ func (s *Sessions) do(ctx context.Context, name string, arrived time.Time, op fu
 		unknown = unknown || !errors.Is(err, backends.ErrNotApplied)
 		s.outage.failed(name, err)
 		pause := pause/2 + mathrand.N(pause)
-		if last || errors.Is(err, backends.ErrPermanent) || ctx.Err() != nil || time.Since(arrived)+pause >= budget {
+		if last || errors.Is(err, backends.ErrPermanent) || ctx.Err() != nil || time.Since(req.Arrived)+pause >= budget {
 			s.outage.gaveUp(name, err)
 			return unknown, fmt.Errorf("%s: the store is failing: %w", name, err)
 		}

@@ -38,16 +38,18 @@ func inBubble(t *testing.T, test func(t *testing.T, r *retryRig)) {
 }
 
 func (r *retryRig) set(data string, cookie backends.Cookie) error {
-	return r.Set(context.Background(), time.Now(), r.session, backends.Write{Data: []byte(data), Timeout: time.Hour, LockCookie: cookie})
+	return r.Set(context.Background(), now(), r.session, backends.Write{Data: []byte(data), Timeout: time.Hour, LockCookie: cookie})
 }
 
 func (r *retryRig) get() (backends.Item, error) {
-	return r.Get(context.Background(), time.Now(), r.session)
+	return r.Get(context.Background(), now(), r.session)
 }
 
 func (r *retryRig) lock() (backends.Item, error) {
-	return r.GetExclusive(context.Background(), time.Now(), r.session)
+	return r.GetExclusive(context.Background(), now(), r.session)
 }
+
+func now() Request { return Request{Arrived: time.Now()} }
 
 func TestRetriesEndWithTheBudget(t *testing.T) {
 	for name, fault := range map[string]backendtest.Fault{"down": backendtest.Down, "hanging": backendtest.Hang} {
@@ -62,7 +64,7 @@ func TestRetriesEndWithTheBudget(t *testing.T) {
 					return fault(ctx, op, apply)
 				})
 				begun := time.Now()
-				_, err := r.Get(context.Background(), begun.Add(-2*time.Second), r.session) // 2 s gone already
+				_, err := r.Get(context.Background(), Request{Arrived: begun.Add(-2 * time.Second)}, r.session) // 2 s gone already
 				if backends.IsAnswer(err) {
 					t.Errorf("a failing store answered %v", err)
 				}
@@ -231,10 +233,10 @@ func TestReleaseAndRenewalAreDoneLater(t *testing.T) {
 		time.Sleep(59 * time.Minute)
 		r.store.Fail(backendtest.Down)
 		begun := time.Now()
-		if err := r.ResetTimeout(context.Background(), begun, r.session); err != nil || time.Since(begun) != 0 {
+		if err := r.ResetTimeout(context.Background(), now(), r.session); err != nil || time.Since(begun) != 0 {
 			t.Errorf("reset timeout: %v after %v; want nil after one try", err, time.Since(begun))
 		}
-		if _, err := r.Release(context.Background(), time.Now(), r.session, item.LockCookie); err != nil {
+		if _, err := r.Release(context.Background(), now(), r.session, item.LockCookie); err != nil {
 			t.Errorf("release: %v", err)
 		}
 		if took := time.Since(begun); took < budget-time.Second || took > budget {
@@ -277,7 +279,7 @@ func TestApplicationIsAskedForOnce(t *testing.T) {
 		// Unknown is not remembered, nor registered by a Get.
 		unknown := Session{App: r.Application("unknown"), ID: "1"}
 		for range 2 {
-			if _, err := r.Get(context.Background(), time.Now(), unknown); !errors.Is(err, backends.ErrNotFound) {
+			if _, err := r.Get(context.Background(), now(), unknown); !errors.Is(err, backends.ErrNotFound) {
 				t.Errorf("got %v", err)
 			}
 		}

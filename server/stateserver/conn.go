@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -29,13 +31,15 @@ const (
 type conn struct {
 	*server.Conn
 	srv      *Server
+	client   netip.Addr
 	settings *Settings // of the request under way
 
 	in   []byte // in[r:w] has arrived and is not consumed
 	r, w int
 	out  []byte
 
-	readBy, writeBy time.Time // the deadlines that are set
+	readBy, writeBy time.Time   // the deadlines that are set
+	stopped         atomic.Bool // watching is over
 }
 
 // serve handles the connection until it ends.
@@ -46,7 +50,7 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 		var req request
-		resp, session, err := c.readRequest(ctx, arrived, &req)
+		resp, session, err := c.readRequest(ctx, server.Request{Arrived: arrived, Client: c.client, Watch: c.watch}, &req)
 		if err != nil {
 			return
 		}
@@ -237,6 +241,28 @@ const (
 	lingerFor = time.Second
 	maxLinger = 1 << 20 // bytes
 )
+
+// watch waits for the client to close the connection while its request waits for a lock. What
+// arrives meanwhile is kept for the next request.
+func (c *conn) watch() (gone <-chan struct{}, stop func()) {
+	closed, ended := make(chan struct{}), make(chan struct{})
+	c.setReadDeadline(time.Time{})
+	go func() {
+		defer close(ended)
+		if !c.fill() && !c.stopped.Load() {
+			close(closed)
+		}
+	}()
+	return closed, func() {
+		c.stopped.Store(true)
+		c.setReadDeadline(longAgo)
+		<-ended
+		c.stopped.Store(false)
+	}
+}
+
+// longAgo is a deadline that ends a read at once.
+var longAgo = time.Unix(1, 0)
 
 func (c *conn) setReadDeadline(t time.Time) {
 	if !c.readBy.Equal(t) {

@@ -177,7 +177,7 @@ func FuzzTarget(f *testing.F) {
 		}
 		// Once the application is known, the shortcut must find the same session.
 		w := backends.Write{Data: []byte{1}, LockCookie: backends.NoCookie}
-		if err := sessions.Set(t.Context(), time.Now(), first, w); err != nil {
+		if err := sessions.Set(t.Context(), server.Request{Arrived: time.Now()}, first, w); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"sync/atomic"
 	"time"
 
@@ -80,13 +81,16 @@ func (s *Server) Configure(settings Settings) {
 // Handle serves one connection until it ends; it is a server.Server's Handle.
 func (s *Server) Handle(ctx context.Context, nc *server.Conn) {
 	c := &conn{Conn: nc, srv: s, in: make([]byte, readBuffer)}
+	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+		c.client = tcp.AddrPort().Addr()
+	}
 	c.serve(ctx)
 }
 
 // readRequest reads one request and carries it out. An error means that the
 // connection is of no more use.
-func (c *conn) readRequest(ctx context.Context, arrived time.Time, req *request) (resp response, session server.Session, err error) {
-	switch err := c.readHead(arrived, req); {
+func (c *conn) readRequest(ctx context.Context, ask server.Request, req *request) (resp response, session server.Session, err error) {
+	switch err := c.readHead(ask.Arrived, req); {
 	case errors.Is(err, errGone):
 		return resp, session, err
 	case err != nil:
@@ -97,11 +101,11 @@ func (c *conn) readRequest(ctx context.Context, arrived time.Time, req *request)
 	if err != nil {
 		req.malformed = err.Error()
 	}
-	return c.carryOut(ctx, arrived, req, session)
+	return c.carryOut(ctx, ask, req, session)
 }
 
 // carryOut reads the body, if there is one, and answers the request.
-func (c *conn) carryOut(ctx context.Context, arrived time.Time, req *request, session server.Session) (response, server.Session, error) {
+func (c *conn) carryOut(ctx context.Context, ask server.Request, req *request, session server.Session) (response, server.Session, error) {
 	tooLarge := req.contentLength > c.settings.Body
 	if tooLarge && req.malformed == "" {
 		req.malformed = "body is larger than limits.body"
@@ -125,18 +129,18 @@ func (c *conn) carryOut(ctx context.Context, arrived time.Time, req *request, se
 	}
 	switch req.verb {
 	case verbGet:
-		return c.srv.get(ctx, arrived, req, session), session, nil
+		return c.srv.get(ctx, ask, req, session), session, nil
 	case verbPut:
 		data, free, err := c.body(ctx, req.contentLength)
 		if err != nil {
 			return response{}, session, err
 		}
 		defer free()
-		return c.srv.put(ctx, arrived, req, session, data), session, nil
+		return c.srv.put(ctx, ask, req, session, data), session, nil
 	case verbDelete:
-		return c.srv.remove(ctx, arrived, req, session), session, nil
+		return c.srv.remove(ctx, ask, req, session), session, nil
 	default:
-		return answer(c.srv.sessions.ResetTimeout(ctx, arrived, session)), session, nil
+		return answer(c.srv.sessions.ResetTimeout(ctx, ask, session)), session, nil
 	}
 }
 
@@ -154,16 +158,16 @@ func (s *Server) refuseItem(c *conn, req *request, session server.Session) {
 }
 
 // get answers GET: Get, GetExclusive and ReleaseExclusive (MS-ASP 3.1.5.1, 3.1.5.2, 3.1.5.4).
-func (s *Server) get(ctx context.Context, arrived time.Time, req *request, session server.Session) response {
+func (s *Server) get(ctx context.Context, ask server.Request, req *request, session server.Session) response {
 	var item backends.Item
 	var err error
 	switch req.exclusive {
 	case exclusiveAcquire:
-		item, err = s.sessions.GetExclusive(ctx, arrived, session)
+		item, err = s.sessions.GetExclusive(ctx, ask, session)
 	case exclusiveRelease:
-		return s.release(ctx, arrived, req, session)
+		return s.release(ctx, ask, req, session)
 	default:
-		item, err = s.sessions.Get(ctx, arrived, session)
+		item, err = s.sessions.Get(ctx, ask, session)
 		item.LockCookie = 0 // a plain Get does not tell it
 	}
 	resp := answer(err)
@@ -176,25 +180,25 @@ func (s *Server) get(ctx context.Context, arrived time.Time, req *request, sessi
 	return resp
 }
 
-func (s *Server) release(ctx context.Context, arrived time.Time, req *request, session server.Session) response {
+func (s *Server) release(ctx context.Context, ask server.Request, req *request, session server.Session) response {
 	if req.lockCookie.cookie == backends.NoCookie {
 		// The original looks the session up, which renews it and clears its mark,
 		// before it looks at the cookie.
-		item, err := s.sessions.Get(ctx, arrived, session)
+		item, err := s.sessions.Lookup(ctx, ask, session)
 		resp := answer(err)
 		if resp.status != statusNotFound && !resp.noAnswer {
 			resp = response{status: statusBadRequest, actionFlags: resp.actionFlags || item.Uninitialized}
 		}
 		return resp
 	}
-	uninitialized, err := s.sessions.Release(ctx, arrived, session, req.lockCookie.cookie)
+	uninitialized, err := s.sessions.Release(ctx, ask, session, req.lockCookie.cookie)
 	resp := answer(err)
 	resp.actionFlags = resp.actionFlags || uninitialized
 	return resp
 }
 
 // put answers PUT: Set and SetUninitialized (MS-ASP 3.1.5.3).
-func (s *Server) put(ctx context.Context, arrived time.Time, req *request, session server.Session, data []byte) response {
+func (s *Server) put(ctx context.Context, ask server.Request, req *request, session server.Session, data []byte) response {
 	if len(data) == 0 {
 		// Never stored: a web server takes an empty item for a missing session, and
 		// leaves the lock it got with it.
@@ -212,7 +216,7 @@ func (s *Server) put(ctx context.Context, arrived time.Time, req *request, sessi
 		// Only over an existing session does the original mind.
 		w.Condition = backends.IfMissing
 	}
-	err := s.sessions.Set(ctx, arrived, session, w)
+	err := s.sessions.Set(ctx, ask, session, w)
 	if errors.Is(err, backends.ErrExists) {
 		if uninitialized {
 			return response{status: statusOK}
@@ -223,15 +227,15 @@ func (s *Server) put(ctx context.Context, arrived time.Time, req *request, sessi
 }
 
 // remove answers DELETE (MS-ASP 3.1.5.5).
-func (s *Server) remove(ctx context.Context, arrived time.Time, req *request, session server.Session) response {
+func (s *Server) remove(ctx context.Context, ask server.Request, req *request, session server.Session) response {
 	if req.lockCookie.invalid {
-		resp := answer(s.sessions.ResetTimeout(ctx, arrived, session))
+		resp := answer(s.sessions.ResetTimeout(ctx, ask, session))
 		if resp.status != statusNotFound {
 			resp.status = statusBadRequest
 		}
 		return resp
 	}
-	return answer(s.sessions.Remove(ctx, arrived, session, req.lockCookie.cookie, backends.IfUnlocked))
+	return answer(s.sessions.Remove(ctx, ask, session, req.lockCookie.cookie, backends.IfUnlocked))
 }
 
 // answer is the one place that turns a store's error into an answer. Everything that is not
