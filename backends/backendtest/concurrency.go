@@ -162,7 +162,7 @@ var concurrencyCases = []testCase{
 		}
 	}},
 	{"of racing readers exactly one sees Uninitialized", func(s *suite) {
-		for range 20 {
+		for range 60 {
 			key := s.key()
 			s.createUninitialized(key)
 			var seen atomic.Int32
@@ -216,6 +216,55 @@ var concurrencyCases = []testCase{
 			}
 			s.get(key)
 		}
+	}},
+	{"a write without the lock never lands under it", func(s *suite) {
+		key := s.key()
+		s.create(key)
+		rounds := 100
+		if testing.Short() {
+			rounds = 20
+		}
+		stop := make(chan struct{})
+		var writers, holders sync.WaitGroup
+		for range 3 {
+			writers.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					err := s.Store.Set(s.ctx, key, newToken(), write(timeout))
+					if _, locked := errors.AsType[*backends.LockedError](err); !locked && err != nil {
+						s.Errorf("Set: %v", err)
+						return
+					}
+					runtime.Gosched()
+				}
+			})
+		}
+		for range 2 {
+			holders.Go(func() {
+				s := s.forWorker()
+				for held := 0; held < rounds; {
+					item, err := s.Store.GetExclusive(s.ctx, key, newToken())
+					if _, locked := errors.AsType[*backends.LockedError](err); locked {
+						runtime.Gosched()
+						continue
+					}
+					s.is("GetExclusive", err, nil)
+					held++
+					for range 3 {
+						s.locked(key, item.LockCookie)
+						runtime.Gosched()
+					}
+					s.release(key, item.LockCookie)
+				}
+			})
+		}
+		holders.Wait()
+		close(stop)
+		writers.Wait()
 	}},
 	{"of racing Removes exactly one finds the session", func(s *suite) {
 		for range 20 {

@@ -108,46 +108,37 @@ func TestBoundEvictsNothingLive(t *testing.T) {
 	}
 }
 
-// Racing writes fill the store to its bound: none is refused while there is room for it, whatever
-// else is refused meanwhile, and none passes the bound.
-func TestBoundUnderRace(t *testing.T) {
-	const workers, each = 8, 200
-	small, big := write(100), write(1_000_000)
-	s := New(workers * each * (overhead + 4 + 100))
+// The count never passes the bound, and what fits is never refused because of what does not.
+func TestReserveUnderRace(t *testing.T) {
+	s := New(1000)
 	var wg sync.WaitGroup
-	for worker := range workers {
+	for range 4 {
 		wg.Go(func() {
-			for i := range each {
-				key := backends.Key{ID: fmt.Sprintf("%d%03d", worker, i)}
-				if err := s.Set(t.Context(), key, tok, big); !errors.Is(err, backends.ErrFull) {
-					t.Errorf("Set of more than the bound: %v, want ErrFull", err)
+			for range 50_000 {
+				if s.reserve(1001) {
+					t.Error("more than the bound was reserved")
 				}
-				if err := s.Set(t.Context(), key, tok, small); err != nil {
-					t.Errorf("Set of what fits: %v", err)
+				if !s.reserve(100) { // four times fit
+					t.Error("what fits was refused")
+					return
+				}
+				s.reserve(-100)
+			}
+		})
+		wg.Go(func() {
+			for range 50_000 {
+				if s.reserve(600) { // fits once at most
+					if n := s.bytes.Load(); n > s.maxBytes {
+						t.Errorf("%d bytes are counted, the bound is %d", n, s.maxBytes)
+					}
+					s.reserve(-600)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if s.bytes.Load() != s.maxBytes {
-		t.Fatalf("%d bytes are counted, want %d", s.bytes.Load(), s.maxBytes)
-	}
-	for i := range each { // now room for one at a time, and two who want it
-		if err := s.Remove(t.Context(), backends.Key{ID: fmt.Sprintf("0%03d", i)}, tok, 1, backends.IfUnlocked); err != nil {
-			t.Fatal(err)
-		}
-		for worker := range workers {
-			wg.Go(func() {
-				err := s.Set(t.Context(), backends.Key{ID: fmt.Sprintf("%c%03d", 'a'+worker, i)}, tok, small)
-				if err != nil && !errors.Is(err, backends.ErrFull) {
-					t.Errorf("Set: %v", err)
-				}
-			})
-		}
-		wg.Wait()
-		if s.bytes.Load() != s.maxBytes {
-			t.Fatalf("%d bytes are counted, want %d", s.bytes.Load(), s.maxBytes)
-		}
+	if n := s.bytes.Load(); n != 0 {
+		t.Errorf("%d bytes are counted in the end", n)
 	}
 }
 

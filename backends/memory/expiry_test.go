@@ -3,6 +3,7 @@ package memory
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,35 +123,52 @@ func TestFarTimeouts(t *testing.T) {
 	})
 }
 
-// Many sessions in each shard, so that a sweep takes several portions of each.
+// Many sessions in each shard, so that a sweep takes several portions of each, and the queues'
+// order matters. A third is renewed, one shortened, one left alone.
 func TestSweepOfMany(t *testing.T) {
-	const n = shardCount * portion * 3
+	const third = shardCount * portion
 	synctest.Test(t, func(t *testing.T) {
 		s := New(0)
-		keys := make([]backends.Key, n)
+		keys := make([]backends.Key, 3*third)
 		for i := range keys {
 			keys[i] = backends.Key{App: 1, ID: fmt.Sprint(i)}
-			mustSet(t, s, keys[i], time.Hour)
+			mustSet(t, s, keys[i], time.Hour+time.Duration(i%1000))
 		}
+		renewed, shortened, alone := keys[:third], keys[third:2*third], keys[2*third:]
 		time.Sleep(40 * time.Minute)
-		for _, key := range keys[:n/3] {
+		for _, key := range renewed {
 			if !exists(t, s, key) {
 				t.Fatal("a session has expired early")
 			}
 		}
-		time.Sleep(40 * time.Minute) // two thirds have expired
-		const limit = 10000
-		for left := n - n/3; left > 0; left -= min(left, limit) {
-			mustSweep(t, s, limit, min(left, limit))
+		for i, key := range shortened {
+			mustSet(t, s, key, time.Minute+time.Duration(i%2000))
 		}
-		mustSweep(t, s, limit, 0)
-		for i, key := range keys {
-			if exists(t, s, key) != (i < n/3) {
-				t.Fatalf("session %d of %d exists: %t", i, n, i >= n/3)
+		sweepAll := func(n int) {
+			t.Helper()
+			const limit = 5000
+			for left := n; left > 0; left -= min(left, limit) {
+				mustSweep(t, s, limit, min(left, limit))
+			}
+			mustSweep(t, s, limit, 0)
+		}
+		sweepAll(0)
+		time.Sleep(2 * time.Minute)
+		sweepAll(third)
+		time.Sleep(20 * time.Minute)
+		sweepAll(third)
+		for _, key := range slices.Concat(shortened, alone) {
+			if exists(t, s, key) {
+				t.Fatal("an expired session is there")
 			}
 		}
-		time.Sleep(time.Hour + 1)
-		mustSweep(t, s, n, n/3)
+		for _, key := range renewed {
+			if !exists(t, s, key) {
+				t.Fatal("a renewed session was swept")
+			}
+		}
+		time.Sleep(2 * time.Hour)
+		sweepAll(third)
 		empty(t, s)
 	})
 }
