@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -322,28 +323,23 @@ func TestNewcomerDoesNotOvertake(t *testing.T) {
 	waiting(t, func(t *testing.T, r *waitRig) {
 		holder := r.begin(true, "")
 		first := r.begin(true, "")
-		var newcomer *call
-		var once sync.Once
+		newcomer := &call{done: make(chan struct{})}
+		var arrived atomic.Bool
 		r.store.Fail(func(_ context.Context, op string, apply func() error) error {
-			if op == "get exclusive" { // first's: the session is free at this moment
-				once.Do(func() {
-					started := make(chan struct{})
-					go func() {
-						newcomer = &call{done: make(chan struct{})}
-						close(started)
-						newcomer.item, newcomer.err = r.GetExclusive(context.Background(), now(), r.session)
-						close(newcomer.done)
-					}()
-					<-started
-					time.Sleep(time.Millisecond)
-				})
+			// The first "get exclusive" is first's: the session is free at this moment.
+			if op == "get exclusive" && arrived.CompareAndSwap(false, true) {
+				go func() {
+					newcomer.item, newcomer.err = r.GetExclusive(context.Background(), now(), r.session)
+					close(newcomer.done)
+				}()
+				time.Sleep(time.Millisecond)
 			}
 			return apply()
 		})
 		r.set("x", holder.item.LockCookie)
 		time.Sleep(10 * time.Millisecond)
 		synctest.Wait()
-		if !first.isDone() || first.err != nil || newcomer == nil || newcomer.isDone() {
+		if !first.isDone() || first.err != nil || newcomer.isDone() {
 			t.Fatalf("first: done %v, %v; newcomer done %v", first.isDone(), first.err, newcomer.isDone())
 		}
 		r.set("y", first.item.LockCookie)
@@ -520,4 +516,34 @@ func playModel(script []step) error {
 	}
 	synctest.Wait()
 	return r.leftBehind()
+}
+
+// A release during a turn that found the session locked once more gives another turn.
+func TestReleaseDuringATurnIsNotLost(t *testing.T) {
+	waiting(t, func(t *testing.T, r *waitRig) {
+		holder := r.begin(true, "")
+		c := r.begin(true, "")
+		var once sync.Once
+		r.store.Fail(func(ctx context.Context, op string, apply func() error) (err error) {
+			if op != "get exclusive" {
+				return apply()
+			}
+			err = apply()
+			once.Do(func() { // somebody else, on another server, was quicker
+				r.store.Store.Release(ctx, r.session.App.key("1"), backends.Token{}, 3)
+				other, err2 := r.store.Store.GetExclusive(ctx, r.session.App.key("1"), backends.Token{})
+				if err2 != nil {
+					panic(err2)
+				}
+				err = &backends.LockedError{Cookie: other.LockCookie}
+				r.Release(ctx, now(), r.session, other.LockCookie)
+			})
+			return err
+		})
+		r.set("x", holder.item.LockCookie)
+		synctest.Wait()
+		if !c.isDone() || c.err != nil || c.took != 0 {
+			t.Errorf("done %v after %v, %v", c.isDone(), c.took, c.err)
+		}
+	})
 }
