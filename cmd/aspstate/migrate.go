@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"aspstate/backends/sqlite"
+	"aspstate/config"
+	"aspstate/migrations"
+)
+
+func migrateCommand(environ []string) *cobra.Command {
+	group := &cobra.Command{
+		Use:   "migrate",
+		Short: "Look after the schema of the database",
+		Long: "migrate brings the schema of the database up to date, or takes it away. An SQLite file is migrated by\n" +
+			"\"aspstate serve\" as well, and only one process can have it open: stop the server first.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("migrate %s is no command: see aspstate migrate --help", args[0])
+			}
+			return cmd.Help()
+		},
+	}
+	var yes bool
+	down := migrateStep(environ, "down", "Remove the schema, with all sessions", cobra.NoArgs, func(ctx context.Context, db database, _ []string) (string, error) {
+		if !yes {
+			return "", fmt.Errorf("migrate down deletes all sessions in %s: to do so, run it again with --yes", db.path)
+		}
+		return "the schema is removed", db.Down(ctx)
+	})
+	down.Flags().BoolVar(&yes, "yes", false, "yes, delete all sessions")
+	group.AddCommand(
+		migrateStep(environ, "up", "Bring the schema up to date", cobra.NoArgs, func(ctx context.Context, db database, _ []string) (string, error) {
+			return "the schema is up to date", db.Up(ctx)
+		}),
+		down,
+		migrateStep(environ, "status", "Say whether the schema is up to date, and what to do if not", cobra.NoArgs, func(ctx context.Context, db database, _ []string) (string, error) {
+			s, err := db.Status(ctx)
+			if err == nil {
+				err = s.Err()
+			}
+			return fmt.Sprintf("the schema is up to date: version %d", s.Version), err
+		}),
+		migrateStep(environ, "version", "Print the version of the schema, 0 for none", cobra.NoArgs, func(ctx context.Context, db database, _ []string) (string, error) {
+			s, err := db.Status(ctx)
+			return strconv.Itoa(s.Version), err
+		}),
+		migrateStep(environ, "force VERSION", "Note VERSION as the schema's after a repair by hand", cobra.ExactArgs(1), func(ctx context.Context, db database, args []string) (string, error) {
+			version, err := strconv.Atoi(args[0])
+			if err != nil {
+				return "", fmt.Errorf("migrate force: %q is no version, which is a number", args[0])
+			}
+			return fmt.Sprintf("version %d is noted, no migration was run", version), db.Force(ctx, version)
+		}),
+	)
+	return group
+}
+
+// database is the one that a migrate command works on.
+type database struct {
+	*migrations.Migrator
+	path string
+}
+
+// migrateStep is one of migrate's commands; run returns what to print.
+func migrateStep(environ []string, use, short string, args cobra.PositionalArgs, run func(context.Context, database, []string) (string, error)) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: args}
+	load := addSettings(cmd, environ, "sqlConnectionString")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := load()
+		if err != nil {
+			return err
+		}
+		if c.Mode == config.ModeStateServer {
+			return errors.New("mode StateServer keeps sessions in memory: there is no database to migrate; set mode: SQLServer")
+		}
+		path := c.SQLConnectionString.Path
+		// Opening would create it; only up may do that.
+		if _, err := os.Stat(path); cmd.Name() != "up" && errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("migrate %s: there is no database yet: %w; aspstate migrate up creates it", cmd.Name(), err)
+		}
+		file, err := sqlite.Open(path)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		m, err := migrations.SQLite(file.DB())
+		if err != nil {
+			return err
+		}
+		text, err := run(cmd.Context(), database{m, path}, args)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), text)
+		return err
+	}
+	return cmd
+}

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"aspstate/backends"
+	"aspstate/config"
+	"aspstate/server"
+	"aspstate/server/stateserver"
+)
+
+// drainTime is how long requests under way may take to end when the server
+// stops. A variable for the tests' sake.
+var drainTime = 10 * time.Second
+
+func serveCommand(environ []string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the state server",
+		Long: "serve runs the state server until SIGTERM or SIGINT: then it answers the requests under way and stops.\n" +
+			"A second signal ends it at once. On SIGHUP it reads its settings again.",
+		Args: cobra.NoArgs,
+	}
+	load := addSettings(cmd, environ)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return serve(cmd.Context(), load, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	}
+	return cmd
+}
+
+var errSecondSignal = errors.New("ended at once by a second signal; requests under way were not answered")
+
+// serve runs the server and minds the signals meanwhile.
+func serve(ctx context.Context, load func() (*config.Config, error), stdout, stderr io.Writer) error {
+	c, err := load()
+	if err != nil {
+		return err
+	}
+	level := new(slog.LevelVar)
+	level.Set(c.Log.Level)
+	p := &process{load: load, config: c, level: level, log: newLogger(stderr, c.Log.Format, level)}
+
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // the last never comes on Windows
+	defer signal.Stop(signals)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	reload := make(chan struct{}, 1)
+	ended := make(chan error, 1)
+	go func() { ended <- p.run(ctx, reload, stdout) }()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case s := <-signals:
+			switch {
+			case s == syscall.SIGHUP:
+				select {
+				case reload <- struct{}{}:
+				default: // one is due already
+				}
+			case ctx.Err() != nil:
+				return errSecondSignal
+			default:
+				p.log.Info("stopping, a second signal ends at once", "signal", s.String())
+				stop()
+			}
+		}
+	}
+}
+
+func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// process is a running server: the settings in force and what they apply to.
+type process struct {
+	load   func() (*config.Config, error)
+	config *config.Config
+	level  *slog.LevelVar
+	log    *slog.Logger
+
+	store    backends.Store
+	sessions *server.Sessions
+	front    *stateserver.Server
+	server   *server.Server
+	sweeper  *server.Sweeper
+}
+
+// run serves until ctx ends, and reads the settings again whenever reload says so.
+func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Writer) (err error) {
+	for _, w := range p.config.Warnings {
+		p.log.Warn(w)
+	}
+	where, err := p.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.store.Close()) }()
+
+	p.sessions = server.NewSessions(p.store, p.config.RequestBudget, p.log)
+	prefix := ""
+	if p.config.StatusLine == "http" {
+		prefix = "HTTP/1.1 "
+	}
+	p.front = stateserver.New(p.sessions, prefix, p.config.ASPNetVersion, p.log)
+	p.server = &server.Server{Handle: p.front.Handle, Access: server.NewAccessList(p.log), Log: p.log}
+	p.sweeper = &server.Sweeper{Store: p.store, Log: p.log}
+	p.apply()
+
+	listeners, err := listen(ctx, p.config.Listen)
+	if err != nil {
+		return err
+	}
+	var background sync.WaitGroup
+	work, endWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer background.Wait()
+	defer endWork()
+	background.Go(func() { p.sessions.Run(work) })
+	background.Go(func() { p.sweeper.Run(work) })
+	failed := make(chan error, len(listeners))
+	for _, ln := range listeners {
+		go func() { failed <- p.server.Serve(ln) }()
+		p.log.Info("serving", "address", ln.Addr().String(), "mode", string(p.config.Mode), "version", programVersion())
+	}
+	p.sayReady(stdout, listeners, where)
+
+	for {
+		select {
+		case <-reload:
+			p.reload()
+			continue
+		case err = <-failed:
+		case <-ctx.Done():
+		}
+		break
+	}
+	p.drain(work)
+	return err
+}
+
+// apply puts the settings that can change while the server runs into force.
+func (p *process) apply() {
+	c := p.config
+	p.level.Set(c.Log.Level)
+	p.sessions.SetBudget(c.RequestBudget)
+	p.sessions.SetLockWait(c.LockWait)
+	settings := stateserver.DefaultSettings()
+	settings.RequestLine = int(c.Limits.RequestLine)
+	settings.Headers = int(c.Limits.Headers)
+	settings.Body = int64(c.Limits.Body)
+	settings.BodiesInFlight = int64(c.Limits.BodiesInFlight)
+	settings.Idle = c.Limits.Idle
+	p.front.Configure(settings)
+	p.server.Access.Allow(c.Allow)
+	p.server.LimitConnections(c.Limits.Connections)
+	p.sweeper.Configure(c.Sweep.Interval, c.Sweep.Batch)
+}
+
+// reload reads the settings again. Settings with a fault change nothing.
+func (p *process) reload() {
+	next, err := p.load()
+	if err != nil {
+		p.log.Error("the settings have faults, those in force stay", "error", explain(err))
+		return
+	}
+	for _, w := range next.Warnings {
+		p.log.Warn(w)
+	}
+	merged, applied, restart := p.config.Reload(next)
+	p.config = merged
+	p.apply()
+	if len(restart) > 0 {
+		p.log.Warn("some settings have changed that need a restart, the old ones stay", "settings", restart)
+	}
+	p.log.Info("the settings were read again", "changed", applied)
+}
+
+// drain stops accepting, has the requests under way answered, and does what a
+// failing store left behind, all within drainTime.
+func (p *process) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	p.sessions.Drain()
+	if err := p.server.Shutdown(ctx); err != nil {
+		p.log.Warn("not every request was answered before the stop", "error", err)
+	}
+	p.sessions.Settle(ctx)
+	p.log.Info("stopped")
+}
+
+func listen(ctx context.Context, addresses []string) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, address := range addresses {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err != nil {
+			for _, ln := range listeners {
+				ln.Close()
+			}
+			if isErrno(err, syscall.EADDRINUSE, 10048) {
+				return nil, fmt.Errorf("listen: another program listens on %s, perhaps another aspstate or, on Windows, the service aspnet_state: stop it, or set listen (%w)", address, err)
+			}
+			return nil, fmt.Errorf("listen: %w", err)
+		}
+		listeners = append(listeners, ln)
+	}
+	return listeners, nil
+}
+
+// sayReady prints what to paste into web.config, and where sessions are kept.
+func (p *process) sayReady(stdout io.Writer, listeners []net.Listener, where string) {
+	for _, ln := range listeners {
+		fmt.Fprintf(stdout, "<sessionState mode=\"StateServer\" stateConnectionString=\"tcpip=%s\" />\n", reachable(ln.Addr()))
+	}
+	fmt.Fprintln(stdout, where)
+}
+
+// reachable is the address under which web servers find a listener: where it
+// listens on every address, the machine's name.
+func reachable(addr net.Addr) string {
+	at, err := netip.ParseAddrPort(addr.String())
+	if err != nil || !at.Addr().IsUnspecified() {
+		return addr.String()
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		name = "THIS-MACHINE"
+	}
+	return net.JoinHostPort(name, fmt.Sprint(at.Port()))
+}

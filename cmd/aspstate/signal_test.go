@@ -1,0 +1,160 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func signalSelf(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(os.Getpid(), s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// beginSet sends half of a large item. The part sent is more than two socket buffers
+// hold, so the server is reading when beginSet returns.
+func beginSet(t *testing.T, r *running) (conn net.Conn, rest []byte) {
+	t.Helper()
+	conn, err := net.Dial("tcp", r.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(patience))
+	body := make([]byte, 48<<20)
+	_, err = fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: localhost\r\nTimeout:20\r\nContent-Length:%d\r\nExtraFlags:0\r\nLockCookie:0\r\n\r\n", shop, len(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(body[:32<<20]); err != nil {
+		t.Fatal(err)
+	}
+	return conn, body[32<<20:]
+}
+
+func TestStopAnswersWhatIsUnderWay(t *testing.T) {
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		r := start(t, "--mode=StateServer")
+		idle := dial(t, r)
+		wantStatus(t, 404)(idle.Get(shop))
+		conn, rest := beginSet(t, r)
+		signalSelf(t, s)
+		// The idle connection ends at once; the busy one does not.
+		idle.SetReadDeadline(time.Now().Add(patience))
+		if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("an idle connection ends with %v", err)
+		}
+		if c, err := net.Dial("tcp", r.address); err == nil {
+			c.Close()
+			t.Error("a stopping server still accepts connections")
+		}
+		if _, err := conn.Write(rest); err != nil {
+			t.Fatal(err)
+		}
+		if line, err := bufio.NewReader(conn).ReadString('\n'); line != "200 OK\r\n" {
+			t.Errorf("answer %q, %v", line, err)
+		}
+		r.ended(t, 0)
+		if log := r.log.String(); !strings.Contains(log, "stopping") || !strings.Contains(log, "stopped") || strings.Contains(log, "not every request") {
+			t.Errorf("log:\n%s", log)
+		}
+	}
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	r := start(t, "--mode=StateServer")
+	conn, _ := beginSet(t, r)
+	begun := time.Now()
+	signalSelf(t, syscall.SIGTERM)
+	r.log.await(t, "stopping")
+	signalSelf(t, syscall.SIGINT)
+	r.ended(t, 1)
+	if took := time.Since(begun); took >= drainTime {
+		t.Errorf("the second signal took %v", took)
+	}
+	if !strings.Contains(r.log.String(), "second signal") {
+		t.Errorf("log:\n%s", r.log)
+	}
+	conn.Close() // what run left behind ends with it
+	r.log.await(t, "stopped")
+}
+
+func TestStopHasALimit(t *testing.T) {
+	defer func(d time.Duration) { drainTime = d }(drainTime)
+	drainTime = 50 * time.Millisecond
+	r := start(t, "--mode=StateServer")
+	beginSet(t, r) // and never go on
+	r.stop()
+	r.ended(t, 0)
+	r.log.await(t, "not every request was answered before the stop")
+}
+
+func TestReload(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "aspstate.yaml")
+	const common = "mode: StateServer\n"
+	write(t, file, common+"limits: {body: 2KiB}\n")
+	r := start(t, "--config", file)
+	c := dial(t, r)
+	set := func(size, status int) {
+		t.Helper()
+		wantStatus(t, status)(c.Set(shop, make([]byte, size), 20*time.Minute, 0))
+	}
+	set(2048, 200)
+	set(2049, 400)
+
+	// A file with a fault changes nothing.
+	write(t, file, common+"limits: {body: 4KiB}\nsweep: {batch: 0}\n")
+	signalSelf(t, syscall.SIGHUP)
+	r.log.await(t, "sweep.batch (aspstate.yaml line 3): 0 is out of range")
+	set(2049, 400)
+
+	write(t, file, common+"limits: {body: 4KiB}\nstatusLine: http\nlog: {level: debug}\nallow: 0.0.0.0/0\n")
+	signalSelf(t, syscall.SIGHUP)
+	r.log.await(t, "the settings were read again")
+	for _, part := range []string{"changed=\"[allow limits.body log.level]\"", "need a restart", "settings=[statusLine]", "0.0.0.0/0, which is everybody"} {
+		if !strings.Contains(r.log.String(), part) {
+			t.Errorf("the log does not say %q", part)
+		}
+	}
+	// A connection reads its next request with the settings it began to wait with.
+	wantStatus(t, 200)(c.Get(shop))
+	set(4096, 200)
+	set(4097, 400)
+	r.log.await(t, "level=DEBUG")
+	if a := wantStatus(t, 200)(c.Get(shop)); a.StatusLine != "200 OK" {
+		t.Errorf("statusLine has changed without a restart: %q", a.StatusLine)
+	}
+	r.stop()
+	r.ended(t, 0)
+}
+
+// The connection limit, too, can change: one more connection closes an idle one.
+func TestReloadConnections(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "aspstate.yaml")
+	write(t, file, "mode: StateServer\n")
+	r := start(t, "--config", file)
+	first := dial(t, r)
+	wantStatus(t, 404)(first.Get(shop))
+	write(t, file, "mode: StateServer\nlimits: {connections: 1}")
+	signalSelf(t, syscall.SIGHUP)
+	r.log.await(t, "changed=[limits.connections]")
+	second := dial(t, r)
+	wantStatus(t, 404)(second.Get(shop))
+	first.SetReadDeadline(time.Now().Add(patience))
+	if _, err := first.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the idle connection ends with %v", err)
+	}
+	r.stop()
+	r.ended(t, 0)
+}
