@@ -1,0 +1,219 @@
+package postgres
+
+// The statements that requests run. Each takes arrays with an element for every request of the batch and
+// answers with a row for each, so that one round trip and one commit serve many. Their shape:
+//
+//   - held locks the rows in the order of their keys, so that batches of several servers never wait for
+//     each other in a circle, and sees what is committed by then. It waits a second for a lock at most.
+//   - timed reads the clock, after the row was locked.
+//   - judged decides. It is the only place where the rules stand.
+//   - updated writes, and the rest is answered from judged.
+//
+// A row that somebody inserted or unlocked meanwhile is not visible to the statement. Its request is
+// answered with again, and goes into the next batch.
+//
+// Parameters: $1 application numbers, $2 session IDs, $3 operations or conditions, $4 lock cookies, $5 entries
+// for recent, $6 the stream, $7 what is too old for recent, $8 the statement's deadline, $9 the lock timeout.
+
+// What a request is answered with: the column act.
+const (
+	actDone     = 0
+	actMissing  = 1
+	actLocked   = 2
+	actConflict = 3
+	actExists   = 4
+	actLate     = 5 // the deadline has passed
+	actAgain    = 6
+	actRepeated = 7 // an earlier try did it
+	actCreated  = 8
+	actTouch    = 9 // there is something to write: run touchSQL
+)
+
+// Operations of touchSQL and readSQL. Up to opGetExclusive a locked session refuses them; up to opRelease they
+// report and clear the uninitialized mark.
+const (
+	opGet            = 1
+	opGetExclusive   = 2
+	opRelease        = 3
+	opRemove         = 4 // IfUnlocked
+	opRemoveIfCookie = 5
+	opResetTimeout   = 6
+)
+
+// readSQL answers Get and ResetTimeout from a snapshot, unless there is something to write. A missing session has no row.
+const readSQL = `
+SELECT i.n,
+       CASE WHEN s.expires < s.expires_due AND s.timeout <> 0
+              OR i.op = 1 AND (s.flags & 1 = 1 OR EXISTS (SELECT FROM unnest(s.recent) AS e WHERE substr(e, 1, 16) = i.token)) THEN 9
+            WHEN i.op = 1 AND s.locked THEN 2
+            ELSE 0 END AS act,
+       s.now, NULL::bytea AS found, s.lock_cookie, s.lock_date, s.timeout, false AS marked,
+       CASE WHEN i.op = 1 AND NOT s.locked THEN s.item END AS item
+FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::bytea[]) WITH ORDINALITY AS i (app_id, session_id, op, token, n)
+CROSS JOIN LATERAL (
+    SELECT s.*, clock_timestamp() AS now, clock_timestamp() + s.timeout * interval '1 millisecond' AS expires_due
+    FROM sessions s
+    WHERE s.app_id = i.app_id AND s.session_id = i.session_id AND s.expires >= clock_timestamp()
+    OFFSET 0
+) s`
+
+// newRecent is what recent becomes: what may still be asked for, and the request's own entry.
+const newRecent = `array_append(ARRAY(
+            SELECT e FROM unnest(s.recent) AS e
+            WHERE substr(e, 17, 8) <> $6::bytea AND substr(e, 25, 8) > $7::bytea AND substr(e, 1, 16) <> substr(j.entry, 1, 16)
+                AND (j.act <> 8 OR length(e) = 32) -- locks and marks end with the session's former life
+        ), `
+
+// touchSQL locks, releases, removes, renews and clears marks. It leaves items alone, wherever they are stored.
+const touchSQL = `
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::int4[], $5::bytea[])
+        WITH ORDINALITY AS i (app_id, session_id, op, given, entry, n)
+), held AS MATERIALIZED (
+    SELECT i.n, i.op, i.given, i.entry, s.app_id, s.session_id, s.expires, s.lock_date, s.lock_cookie, s.timeout, s.locked, s.flags,
+        (SELECT e FROM unnest(s.recent) AS e WHERE substr(e, 1, 16) = substr(i.entry, 1, 16) LIMIT 1) AS found
+    FROM input i JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
+    WHERE (SELECT set_config('lock_timeout', $9::text, true)) IS NOT NULL
+      AND NOT (i.op <= 2 AND s.locked AND s.flags & 1 = 0 -- a refusal that writes nothing locks nothing
+        AND (s.timeout = 0 OR s.expires >= clock_timestamp() + s.timeout * interval '1 millisecond')
+        AND NOT EXISTS (SELECT FROM unnest(s.recent) AS e WHERE substr(e, 1, 16) = substr(i.entry, 1, 16)))
+    ORDER BY s.app_id, s.session_id
+    FOR UPDATE OF s
+), timed AS MATERIALIZED (
+    SELECT held.*, clock_timestamp() AS now FROM held
+), sighted AS (
+    SELECT timed.*, expires >= now AS alive,
+        expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
+        expires >= now AND op <= 3 AND flags & 1 = 1 AS clears,
+        coalesce(substr(found, 33, 1) = '\x01', false) AS repeats_mark
+    FROM timed
+), judged AS MATERIALIZED (
+    SELECT sighted.*, CASE
+        WHEN now >= $8::timestamptz THEN 5
+        WHEN op = 2 AND alive AND length(found) > 33 THEN 7
+        WHEN op IN (3, 4, 5) AND found IS NOT NULL THEN 7
+        WHEN NOT alive THEN 1
+        WHEN locked AND op <= 2 THEN 2
+        WHEN locked AND op <= 5 AND given <> lock_cookie THEN 2
+        WHEN op = 5 AND given <> lock_cookie THEN 3
+        ELSE 0 END AS act
+    FROM sighted
+), recorded AS (
+    SELECT judged.*, act <> 5 AND (clears OR act = 7 OR op <= 2 AND repeats_mark
+        OR act = 0 AND (op IN (2, 4, 5) OR op = 3 AND locked)) AS records
+    FROM judged
+), ruled AS MATERIALIZED (
+    SELECT recorded.*, act <> 5 AND (due OR records) AS writes FROM recorded
+), updated AS (
+    UPDATE sessions s SET
+        expires = CASE
+            WHEN j.act = 0 AND j.op IN (4, 5) THEN '-infinity'
+            WHEN j.due THEN j.now + (j.timeout + least(j.timeout / 20, 60000)) * interval '1 millisecond'
+            ELSE s.expires END,
+        lock_date = CASE WHEN j.act = 0 AND j.op = 2 THEN j.now ELSE s.lock_date END,
+        lock_cookie = CASE WHEN j.act = 0 AND j.op = 2 THEN s.lock_cookie + 1 ELSE s.lock_cookie END,
+        locked = CASE WHEN j.act <> 0 OR j.op IN (1, 6) THEN s.locked ELSE j.op = 2 END,
+        flags = CASE WHEN j.clears THEN s.flags & ~1 ELSE s.flags END,
+        sweep_at = CASE WHEN j.act = 0 AND j.op IN (4, 5) THEN j.now + interval '2 minutes' ELSE s.sweep_at END,
+        item = CASE WHEN j.act = 0 AND j.op IN (4, 5) THEN '' ELSE s.item END,
+        recent = CASE WHEN j.records THEN ` + newRecent + `j.entry || CASE
+                WHEN j.act = 7 THEN substr(j.found, 33)
+                WHEN j.act = 0 AND j.op = 2 THEN CASE WHEN j.clears OR j.repeats_mark THEN '\x01'::bytea ELSE '\x00'::bytea END || to_hex(j.lock_cookie + 1)::bytea
+                WHEN j.clears OR j.repeats_mark THEN '\x01'::bytea
+                ELSE '\x'::bytea END)
+            ELSE s.recent END
+    FROM ruled j
+    WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.writes
+    RETURNING j.n, j.act, j.now, j.found, s.lock_cookie, s.lock_date, s.timeout, j.clears OR j.repeats_mark AS marked,
+        CASE WHEN j.op = 1 AND j.act = 0 OR j.op = 2 AND j.act IN (0, 7) THEN s.item END AS item
+)
+SELECT * FROM updated
+UNION ALL
+SELECT n, CASE WHEN act = 0 AND op = 1 THEN 6 ELSE act END, now, found, lock_cookie, lock_date, timeout, repeats_mark, NULL
+FROM ruled
+WHERE NOT writes
+UNION ALL
+SELECT i.n, CASE
+        WHEN s.app_id IS NULL OR s.expires < clock_timestamp() THEN 1
+        WHEN i.op <= 2 AND s.locked THEN 2
+        ELSE 6 END,
+    clock_timestamp(), NULL, s.lock_cookie, s.lock_date, s.timeout, false, NULL
+FROM input i LEFT JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
+WHERE NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)`
+
+// setSQL stores items ($10 data, $11 timeouts, $12 marks).
+const setSQL = `
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::int4[], $5::bytea[], $11::int8[], $12::int4[])
+        WITH ORDINALITY AS i (app_id, session_id, cond, given, entry, new_timeout, mark, n)
+), held AS MATERIALIZED (
+    SELECT i.*, s.expires, s.lock_date, s.lock_cookie, s.timeout, s.locked,
+        (SELECT e FROM unnest(s.recent) AS e WHERE substr(e, 1, 16) = substr(i.entry, 1, 16) LIMIT 1) AS found
+    FROM input i JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
+    WHERE (SELECT set_config('lock_timeout', $9::text, true)) IS NOT NULL
+    ORDER BY s.app_id, s.session_id
+    FOR UPDATE OF s
+), timed AS MATERIALIZED (
+    SELECT held.*, clock_timestamp() AS now FROM held
+), sighted AS (
+    SELECT timed.*, expires >= now AS alive,
+        expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
+        CASE WHEN new_timeout = 0 THEN 'infinity'
+            ELSE now + (new_timeout + greatest(0, least(new_timeout / 20, 60000))) * interval '1 millisecond' END AS new_expires
+    FROM timed
+), judged AS MATERIALIZED (
+    SELECT sighted.*, CASE
+        WHEN now >= $8::timestamptz THEN 5
+        WHEN found IS NOT NULL THEN 7
+        WHEN NOT alive THEN CASE WHEN cond = 1 THEN 1 ELSE 8 END
+        WHEN cond = 2 THEN 4
+        WHEN locked AND given <> lock_cookie THEN 2
+        WHEN cond = 1 AND given <> lock_cookie THEN 3
+        ELSE 0 END AS act
+    FROM sighted
+), stored AS (
+    UPDATE sessions s SET
+        created = CASE WHEN j.act = 8 THEN j.now ELSE s.created END,
+        expires = j.new_expires,
+        lock_date = CASE WHEN j.act = 8 THEN j.now ELSE s.lock_date END,
+        lock_cookie = CASE WHEN j.act = 8 THEN 1 ELSE s.lock_cookie END,
+        timeout = j.new_timeout,
+        locked = false,
+        flags = CASE WHEN j.act = 8 THEN j.mark WHEN j.new_timeout <> s.timeout THEN 0 ELSE s.flags END,
+        sweep_at = least(s.sweep_at, j.new_expires),
+        item = ($10::bytea[])[j.n],
+        recent = ` + newRecent + `j.entry)
+    FROM judged j
+    WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.act IN (0, 8)
+    RETURNING j.n, j.act, j.now
+), renewed AS (
+    UPDATE sessions s SET expires = j.now + (j.timeout + least(j.timeout / 20, 60000)) * interval '1 millisecond'
+    FROM judged j
+    WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.due AND j.act IN (2, 3, 4, 7)
+    RETURNING j.n
+), inserted AS (
+    INSERT INTO sessions (app_id, session_id, created, expires, lock_date, lock_cookie, timeout, locked, flags, sweep_at, recent, item)
+    SELECT x.app_id, x.session_id, x.now, x.new_expires, x.now, 1, x.new_timeout, false, x.mark, x.new_expires, ARRAY[x.entry], ($10::bytea[])[x.n]
+    FROM (
+        SELECT t.*, CASE WHEN t.new_timeout = 0 THEN 'infinity'
+            ELSE t.now + (t.new_timeout + greatest(0, least(t.new_timeout / 20, 60000))) * interval '1 millisecond' END AS new_expires
+        FROM (
+            SELECT i.*, clock_timestamp() AS now FROM input i
+            WHERE i.cond <> 1 AND NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)
+            ORDER BY i.app_id, i.session_id
+            OFFSET 0
+        ) t
+        WHERE t.now < $8::timestamptz
+    ) x
+    ON CONFLICT (app_id, session_id) DO NOTHING
+    RETURNING app_id, session_id
+)
+SELECT n, act, now, NULL::bytea AS found, NULL::int4 AS lock_cookie, NULL::timestamptz AS lock_date, NULL::int8 AS timeout, false AS marked, NULL::bytea AS item
+FROM stored
+UNION ALL
+SELECT j.n, j.act, j.now, NULL, j.lock_cookie, j.lock_date, j.timeout, false, NULL
+FROM judged j WHERE j.act NOT IN (0, 8)
+UNION ALL
+SELECT i.n, CASE WHEN x.app_id IS NOT NULL THEN 8 WHEN i.cond = 1 THEN 1 ELSE 6 END, clock_timestamp(), NULL, NULL, NULL, NULL, false, NULL
+FROM input i LEFT JOIN inserted x ON x.app_id = i.app_id AND x.session_id = i.session_id
+WHERE NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)`
