@@ -69,7 +69,7 @@ func (k *outcomes) abandon(o *op) bool {
 	return true
 }
 
-// rejoin returns the operation of an earlier try with this token, or nil.
+// rejoin returns the operation of an earlier try with this token, or nil if there is none or it failed.
 func (k *outcomes) rejoin(tok backends.Token) *op {
 	if k.count.Load() == 0 {
 		return nil
@@ -85,6 +85,9 @@ func (k *outcomes) rejoin(tok backends.Token) *op {
 		k.forget(i)
 	} else {
 		k.forgetToken(o) // it still runs
+	}
+	if o.finished && !backends.IsAnswer(o.err) {
+		return nil
 	}
 	return o
 }

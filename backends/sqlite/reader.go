@@ -37,10 +37,11 @@ func newReader(path string) (*reader, error) {
 }
 
 // read answers a Get (with item) or a ResetTimeout, or reports false if the writer has to: the session needs
-// a renewal or carries the uninitialized mark.
-func (s *Store) read(ctx context.Context, op string, key backends.Key, item bool) (_ backends.Item, err error, read bool) {
+// a renewal, seems to have expired (the writer may have renewed it since the look, or be about to commit
+// that), or carries the uninitialized mark.
+func (s *Store) read(ctx context.Context, op string, key backends.Key, item bool) (_ backends.Item, read bool, err error) {
 	if ctx.Err() != nil {
-		return backends.Item{}, notApplied(op, ended(ctx)), true
+		return backends.Item{}, true, notApplied(op, ended(ctx))
 	}
 	var r *reader
 	select {
@@ -49,9 +50,9 @@ func (s *Store) read(ctx context.Context, op string, key backends.Key, item bool
 		select {
 		case r = <-s.readers:
 		case <-ctx.Done():
-			return backends.Item{}, notApplied(op, ended(ctx)), true
+			return backends.Item{}, true, notApplied(op, ended(ctx))
 		case <-s.closing:
-			return backends.Item{}, notApplied(op, errClosed), true
+			return backends.Item{}, true, notApplied(op, errClosed)
 		}
 	}
 	look := r.findSession
@@ -63,15 +64,15 @@ func (s *Store) read(ctx context.Context, op string, key backends.Key, item bool
 	now := time.Now().UnixMilli()
 	switch {
 	case err != nil:
-		return backends.Item{}, failed(op, err, false), true
+		return backends.Item{}, true, failed(op, err, false)
 	case se.missing(now):
-		return backends.Item{}, backends.ErrNotFound, true
+		return backends.Item{}, true, backends.ErrNotFound
 	case se.overdue(now) || item && se.marked():
-		return backends.Item{}, nil, false
+		return backends.Item{}, false, nil
 	case item:
 		found, err := se.found(now, false)
-		return found, err, true
+		return found, true, err
 	default:
-		return backends.Item{}, nil, true
+		return backends.Item{}, true, nil
 	}
 }

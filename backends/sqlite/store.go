@@ -122,7 +122,7 @@ func newOp(name string, apply func(*writer, *op) error, key backends.Key, tok ba
 func (s *Store) Get(ctx context.Context, key backends.Key, tok backends.Token) (backends.Item, error) {
 	o := s.outcomes.rejoin(tok)
 	if o == nil {
-		item, err, read := s.read(ctx, "get", key, true)
+		item, read, err := s.read(ctx, "get", key, true)
 		if read {
 			return item, err
 		}
@@ -186,7 +186,7 @@ func (s *Store) Remove(ctx context.Context, key backends.Key, tok backends.Token
 
 // ResetTimeout implements backends.Store.
 func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
-	if _, err, read := s.read(ctx, "reset timeout", key, false); read {
+	if _, read, err := s.read(ctx, "reset timeout", key, false); read {
 		return err
 	}
 	return s.finish(ctx, newOp("reset timeout", (*writer).resetTimeout, key, backends.Token{}))

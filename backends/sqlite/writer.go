@@ -49,7 +49,7 @@ type writer struct {
 	outcomes *outcomes
 	apps     *applications
 	log      *slog.Logger
-	failing  bool
+	warned   time.Time
 
 	now int64 // of the batch at hand
 
@@ -110,16 +110,12 @@ func (w *writer) run() {
 // each has the outcome that it would have alone.
 func (w *writer) execute(batch []*op) {
 	err := w.transact(batch)
-	if (err != nil) != w.failing {
-		w.failing = err != nil
-		if w.failing {
-			w.log.Warn("a transaction on the SQLite file failed", "operations", len(batch), "error", err)
-		} else {
-			w.log.Info("transactions on the SQLite file work again")
-		}
-	}
 	if err == nil {
 		return
+	}
+	if time.Since(w.warned) > time.Minute {
+		w.warned = time.Now()
+		w.log.Warn("a transaction on the SQLite file failed", "operations", len(batch), "error", err)
 	}
 	if kind(err) == backends.ErrFull {
 		// The log's pages that are written back can be used again, enough at least to release locks.
