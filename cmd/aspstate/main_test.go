@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -69,7 +68,7 @@ func TestCheck(t *testing.T) {
 	want(t, 1, []string{"sqlConnectionString: ", "aspstate.yaml", "not a directory"}, "check", "--sql-connection-string=sqlite:"+file+"/x.db")
 	want(t, 1, []string{"aspstate: 2 faults\n  mode (--mode): ", "\n  sweep.batch (--sweep-batch): "}, "check", "--mode=InProc", "--sweep-batch=0")
 	want(t, 1, []string{"is not a file"}, "check", "--sql-connection-string", "sqlite:"+dir)
-	want(t, 1, []string{"no such file"}, "check", "--config", filepath.Join(dir, "none.yaml"))
+	want(t, 1, []string{"aspstate: --config: ", "no such file"}, "check", "--config", filepath.Join(dir, "none.yaml"))
 	want(t, 0, []string{"StateServer"}, "check", "--mode=StateServer", "--sql-connection-string", "sqlite:/dev/null/x.db")
 
 	code, stdout, stderr := aspstate(t, "check", "--request-budget=20s", "--sql-connection-string", "sqlite:"+path)
@@ -152,7 +151,7 @@ func write(t *testing.T, file, text string) string {
 // TestImports keeps the direction of imports: cmd -> server/* -> backends <-
 // backends/*; config and migrations import nothing of ours; only cmd sees everything.
 func TestImports(t *testing.T) {
-	list := exec.CommandContext(context.Background(), "go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...")
+	list := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...")
 	list.Dir = filepath.Join("..", "..")
 	out, err := list.Output()
 	if err != nil {
@@ -179,7 +178,7 @@ func forbidden(pkg, imported string) string {
 	ours, isOurs := strings.CutPrefix(imported, "aspstate/")
 	below := func(path, folder string) bool { return path == folder || strings.HasPrefix(path, folder+"/") }
 	switch {
-	case below(pkg, "cmd"):
+	case below(pkg, "cmd"), below(pkg, "harness"): // the harness is for tests only
 		return ""
 	case slices.Contains([]string{"os/signal", "flag", "github.com/spf13/cobra"}, imported):
 		return "flags and signals are cmd's"
@@ -187,6 +186,8 @@ func forbidden(pkg, imported string) string {
 		if first, _, _ := strings.Cut(imported, "/"); isOurs || strings.Contains(first, ".") {
 			return "the contract imports the standard library only"
 		}
+	case below(ours, "harness"):
+		return "the harness is for tests only"
 	case !isOurs:
 	case below(pkg, "config"), below(pkg, "migrations"):
 		return "it imports nothing of ours"
@@ -211,7 +212,7 @@ func TestForbidden(t *testing.T) {
 	for _, bad := range [][2]string{
 		{"backends", "aspstate/config"}, {"backends", "golang.org/x/sync/errgroup"}, {"backends/memory", "aspstate/backends/sqlite"},
 		{"backends/sqlite", "aspstate/migrations"}, {"config", "aspstate/backends"}, {"migrations", "aspstate/config"}, {"server", "aspstate/server/stateserver"},
-		{"server/stateserver", "aspstate/backends/memory"}, {"server/stateserver", "aspstate/config"}, {"server", "os/signal"}, {"util", "aspstate/config"},
+		{"server/stateserver", "aspstate/backends/memory"}, {"server/stateserver", "aspstate/config"}, {"server", "os/signal"}, {"server", "aspstate/harness"}, {"util", "aspstate/config"},
 	} {
 		if forbidden(bad[0], bad[1]) == "" {
 			t.Errorf("%s may import %s", bad[0], bad[1])

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -181,6 +182,23 @@ func FuzzPing(f *testing.F) {
 			t.Fatalf("%q is taken for a state server of version %q", answer, version)
 		}
 	})
+}
+
+// flood is a peer that never stops sending.
+type flood struct{ sent int }
+
+func (f *flood) Read(p []byte) (int, error) {
+	f.sent += len(p)
+	if f.sent > 1<<20 {
+		return 0, errors.New("too much was read")
+	}
+	return copy(p, bytes.Repeat([]byte("x"), len(p))), nil
+}
+
+func TestPingReadsNoFlood(t *testing.T) {
+	if head, err := readHead(new(flood)); err != io.EOF || len(head) > 4096 {
+		t.Errorf("read %d bytes, %v", len(head), err)
+	}
 }
 
 func TestPingGivesUpInTime(t *testing.T) {

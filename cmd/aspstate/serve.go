@@ -162,16 +162,20 @@ func (p *process) apply() {
 	p.level.Set(c.Log.Level)
 	p.sessions.SetBudget(c.RequestBudget)
 	p.sessions.SetLockWait(c.LockWait)
-	settings := stateserver.DefaultSettings()
-	settings.RequestLine = int(c.Limits.RequestLine)
-	settings.Headers = int(c.Limits.Headers)
-	settings.Body = int64(c.Limits.Body)
-	settings.BodiesInFlight = int64(c.Limits.BodiesInFlight)
-	settings.Idle = c.Limits.Idle
-	p.front.Configure(settings)
+	p.front.Configure(frontSettings(c.Limits))
 	p.server.Access.Allow(c.Allow)
 	p.server.LimitConnections(c.Limits.Connections)
 	p.sweeper.Configure(c.Sweep.Interval, c.Sweep.Batch)
+}
+
+func frontSettings(l config.Limits) stateserver.Settings {
+	s := stateserver.DefaultSettings()
+	s.RequestLine = int(l.RequestLine)
+	s.Headers = int(l.Headers)
+	s.Body = int64(l.Body)
+	s.BodiesInFlight = int64(l.BodiesInFlight)
+	s.Idle = l.Idle
+	return s
 }
 
 // reload reads the settings again. Settings with a fault change nothing.

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"regexp"
@@ -13,6 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"aspstate/backends"
+	"aspstate/backends/memory"
+	"aspstate/config"
+	"aspstate/server"
+	"aspstate/server/stateserver"
 	"aspstate/server/stateserver/client"
 )
 
@@ -235,9 +242,142 @@ func TestServeFaults(t *testing.T) {
 	defer taken.Close()
 	want(t, 1, []string{"another program listens on " + taken.Addr().String()}, "serve", "--mode=StateServer", "--listen=127.0.0.1:0", "--listen="+taken.Addr().String())
 	want(t, 1, []string{"listen (--listen): ", "can run code on them", "list your web servers in allow"}, "serve", "--listen=0.0.0.0:0")
-	want(t, 1, []string{"mode (--mode)"}, "serve", "--mode=InProc")
+	want(t, 1, []string{"aspstate: mode (--mode)"}, "serve", "--mode=InProc")
 	file := write(t, filepath.Join(t.TempDir(), "file"), "")
 	want(t, 1, []string{"x.db", "not a directory"}, "serve", "--listen=127.0.0.1:0", "--sql-connection-string=sqlite:"+filepath.Join(file, "x.db"))
+}
+
+// A database that this version cannot use is left alone, and given up.
+func TestServeNewerSchema(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	db := "--sql-connection-string=sqlite:" + path
+	want(t, 0, nil, "migrate", "up", db)
+	execSQL(t, path, "UPDATE schema_migrations SET version = version + 1000")
+	want(t, 1, []string{"newer than this aspstate knows"}, "serve", "--listen=127.0.0.1:0", db)
+	want(t, 1, []string{"newer than this aspstate knows"}, "migrate", "status", db)
+	execSQL(t, path, "UPDATE schema_migrations SET version = version - 1000")
+	r := start(t, db)
+	r.stop()
+	r.ended(t, 0)
+}
+
+// execSQL changes a database behind aspstate's back.
+func execSQL(t *testing.T, path, statement string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestServeSweeps(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	db := "--sql-connection-string=sqlite:" + path
+	r := start(t, db)
+	c := dial(t, r)
+	for i := range 5 {
+		wantStatus(t, 200)(c.Set(client.Target("/LM/W3SVC/1/ROOT", fmt.Sprint(i)), []byte("x"), time.Minute, 0))
+	}
+	r.stop()
+	r.ended(t, 0)
+	execSQL(t, path, "UPDATE sessions SET expires = 1 WHERE CAST(session_id AS TEXT) <> '3'")
+	r = start(t, db, "--sweep-interval=1s", "--sweep-batch=2")
+	r.log.await(t, "swept expired sessions\" sessions=4")
+	r.stop()
+	r.ended(t, 0)
+}
+
+// A lock whose owner will not release it, because its write is refused, is released
+// in the background.
+func TestServeReleasesLater(t *testing.T) {
+	r := start(t, "--mode=StateServer", "--limits-body=1KiB", "--request-budget=20s")
+	if !strings.Contains(r.log.String(), "requestBudget is 20s") {
+		t.Error("the log has no warning of requestBudget")
+	}
+	c := dial(t, r)
+	wantStatus(t, 200)(c.Set(shop, []byte("cart"), 20*time.Minute, 0))
+	locked := wantStatus(t, 200)(c.GetExclusive(shop))
+	wantStatus(t, 400)(c.Set(shop, make([]byte, 1025), 20*time.Minute, locked.LockCookie))
+	for end := time.Now().Add(patience); ; {
+		a, err := c.Get(shop)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Status == 200 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the lock is never released")
+		}
+	}
+	r.stop()
+	r.ended(t, 0)
+}
+
+// What a failing store left behind is done before the end.
+func TestDrainSettles(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	store := memory.New(0)
+	p := &process{log: log, store: store, sessions: server.NewSessions(store, 8*time.Second, log), server: &server.Server{Log: log}}
+	session := server.Session{App: p.sessions.Application("/shop"), ID: "a"}
+	request := server.Request{Arrived: time.Now()}
+	if err := p.sessions.Set(t.Context(), request, session, backends.Write{Data: []byte("x"), Timeout: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	item, err := p.sessions.GetExclusive(t.Context(), request, session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.sessions.ReleaseLater(session, item.LockCookie)
+	p.drain(t.Context())
+	if _, err := p.sessions.Get(t.Context(), request, session); err != nil {
+		t.Errorf("after the drain: %v", err)
+	}
+}
+
+func TestListenGivesBack(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	if _, err := listen(t.Context(), []string{free.Addr().String(), taken.Addr().String()}); err == nil {
+		t.Fatal("no error")
+	}
+	again, err := net.Listen("tcp", free.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
+}
+
+func TestFrontSettings(t *testing.T) {
+	got := frontSettings(config.Limits{RequestLine: 1, Headers: 2, Body: 3, BodiesInFlight: 4, Connections: 5, Idle: 6})
+	want := stateserver.DefaultSettings()
+	want.RequestLine, want.Headers, want.Body, want.BodiesInFlight, want.Idle = 1, 2, 3, 4, 6
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// The defaults of the settings are those of the parts they apply to.
+func TestDefaultSettings(t *testing.T) {
+	c, err := config.Load("", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := frontSettings(c.Limits), stateserver.DefaultSettings(); got != want {
+		t.Errorf("config's defaults are %+v, stateserver's %+v", got, want)
+	}
 }
 
 func TestReachable(t *testing.T) {

@@ -4,11 +4,14 @@ package main
 
 import (
 	"bufio"
+	"database/sql"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -135,6 +138,41 @@ func TestReload(t *testing.T) {
 	if a := wantStatus(t, 200)(c.Get(shop)); a.StatusLine != "200 OK" {
 		t.Errorf("statusLine has changed without a restart: %q", a.StatusLine)
 	}
+
+	// What needs a restart is said again until there is one.
+	signalSelf(t, syscall.SIGHUP)
+	r.log.await(t, "changed=[]")
+	if n := strings.Count(r.log.String(), "settings=[statusLine]"); n != 2 {
+		t.Errorf("statusLine is said %d times to need a restart", n)
+	}
+	r.stop()
+	r.ended(t, 0)
+}
+
+func TestReloadAllow(t *testing.T) {
+	var here netip.Addr
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && !p.Addr().IsLoopback() {
+			here = p.Addr()
+		}
+	}
+	if !here.IsValid() {
+		t.Skip("this machine has no IPv4 address but loopback")
+	}
+	file := filepath.Join(t.TempDir(), "aspstate.yaml")
+	write(t, file, "mode: StateServer\nallow: 192.0.2.1\n")
+	r := start(t, "--config", file, "--listen", here.String()+":0")
+	address := regexp.MustCompile(`tcpip=` + here.String() + `:\d+`).FindString(r.stdout)
+	want(t, 1, []string{"not in its allow list"}, "ping", address)
+	r.log.await(t, "not in the allow list")
+	write(t, file, "mode: StateServer\nallow: "+here.String()+"\n")
+	signalSelf(t, syscall.SIGHUP)
+	r.log.await(t, "changed=[allow]")
+	want(t, 0, []string{"is a state server"}, "ping", address)
 	r.stop()
 	r.ended(t, 0)
 }
@@ -155,6 +193,41 @@ func TestReloadConnections(t *testing.T) {
 	if _, err := first.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the idle connection ends with %v", err)
 	}
+	r.stop()
+	r.ended(t, 0)
+}
+
+// A request gives up when its budget is spent; its connection is closed without an
+// answer, so that no web server takes the session for missing.
+func TestReloadBudget(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	file := write(t, filepath.Join(t.TempDir(), "aspstate.yaml"), "")
+	r := start(t, "--config", file, "--sql-connection-string=sqlite:"+path)
+	write(t, file, "requestBudget: 2s\n")
+	signalSelf(t, syscall.SIGHUP)
+	r.log.await(t, "changed=[requestBudget]")
+	c := dial(t, r)
+	wantStatus(t, 200)(c.Set(shop, []byte("cart"), 20*time.Minute, 0))
+	db, err := sql.Open("sqlite", path+"?_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	if a, err := c.Set(shop, []byte("more"), 20*time.Minute, 0); err == nil {
+		t.Errorf("answer %+v while the database is locked", a)
+	}
+	if took := time.Since(begun); took < time.Second || took > 6*time.Second {
+		t.Errorf("a budget of 2s ended after %v", took)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, 200)(dial(t, r).Get(shop))
 	r.stop()
 	r.ended(t, 0)
 }
