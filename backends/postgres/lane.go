@@ -122,7 +122,7 @@ func (w *worker) connect() error {
 	}
 	w.newStream()
 	var err error
-	w.conn, err = connect(w.store.ctx, w.store.config)
+	w.conn, err = w.store.db.connect(w.store.ctx)
 	return err
 }
 

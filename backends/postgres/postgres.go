@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"aspstate/backends"
 )
 
@@ -27,8 +25,7 @@ var _ backends.Store = (*Store)(nil)
 
 // Store keeps sessions in PostgreSQL. Make one with Open.
 type Store struct {
-	config *pgconn.Config
-	log    *slog.Logger
+	db *database
 
 	reads   *lane // Get and ResetTimeout
 	touches *lane // what changes a row and not its item
@@ -52,16 +49,15 @@ type Store struct {
 // connections: one for locks, one for writes, the others for reads and all else. A database that is starting is waited for, up to a
 // minute or the end of ctx. An error that is backends.ErrPermanent needs the operator: its text says what to do.
 func Open(ctx context.Context, connectionString string, log *slog.Logger) (*Store, error) {
-	config, connections, err := parse(connectionString)
+	db, connections, err := parse(connectionString, log)
 	if err != nil {
 		return nil, fmt.Errorf("postgres: open: %w: %w", err, backends.ErrPermanent)
 	}
-	if err := waitForDatabase(ctx, config, log); err != nil {
+	if err := db.wait(ctx); err != nil {
 		return nil, fmt.Errorf("postgres: open: %w", err)
 	}
 	s := &Store{
-		config:  config,
-		log:     log,
+		db:      db,
 		reads:   newLane(execRead),
 		touches: newLane(execTouch),
 		sets:    newLane(execSet),
@@ -95,13 +91,13 @@ func (s *Store) start(l *lane, workers int) {
 // schemaSQL fails where the schema or a right is missing.
 const schemaSQL = `SELECT FROM sessions s, applications a WHERE s.recent IS NULL AND a.name_hash IS NULL LIMIT 0`
 
-// waitForDatabase returns when the database answers.
-func waitForDatabase(ctx context.Context, config *pgconn.Config, log *slog.Logger) error {
+// wait returns when the database answers.
+func (db *database) wait(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
 	begun, said := time.Now(), time.Time{}
 	for {
-		c, err := connect(ctx, config)
+		c, err := db.connect(ctx)
 		if err == nil {
 			err = c.query(ctx, schemaSQL, nil, func([][]byte) {})
 			c.close()
@@ -114,7 +110,7 @@ func waitForDatabase(ctx context.Context, config *pgconn.Config, log *slog.Logge
 		}
 		if time.Since(said) > 5*time.Second {
 			said = time.Now()
-			log.Warn("waiting for the database", "waited", time.Since(begun).Round(time.Second), "at_most", startWait, "error", err)
+			db.log.Warn("waiting for the database", "waited", time.Since(begun).Round(time.Second), "at_most", startWait, "error", err)
 		}
 		select {
 		case <-ctx.Done():

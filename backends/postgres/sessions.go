@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"aspstate/backends"
@@ -128,12 +127,8 @@ func (c *call) result(mark bool) (backends.Item, bool, error) {
 	case actExists:
 		return backends.Item{}, false, backends.ErrExists
 	case actRepeated:
-		if len(a.found) > entrySize+1 { // the first try's lock
-			cookie, err := strconv.ParseInt(string(a.found[entrySize+1:]), 16, 32)
-			if err != nil {
-				return backends.Item{}, false, fmt.Errorf("postgres: a token is damaged: %w: %w", err, backends.ErrPermanent)
-			}
-			a.cookie = backends.Cookie(cookie)
+		if a.found != nil {
+			a.cookie = backends.Cookie(int4(a.found[33:37])) // the first try's lock
 		}
 	}
 	return backends.Item{
@@ -144,11 +139,8 @@ func (c *call) result(mark bool) (backends.Item, bool, error) {
 	}, mark, nil
 }
 
-// entrySize is the size of an entry in recent: the token, the stream that wrote it, and when (microseconds of the
-// database's clock, big-endian). An entry that reports the mark, or has taken a lock, is longer by a byte that says whether it reports
-// the mark; and one that has taken a lock then has the lock cookie in hexadecimal.
-const entrySize = 16 + 8 + 8
-
+// entry appends what the statements make an entry in recent of: the token, the stream that wrote it, and when (microseconds of the
+// database's clock, big-endian). They add a byte that says whether the request reported the mark, and the cookie of the lock it took, or 0.
 func (w *worker) entry(b []byte, c *call) []byte {
 	b = append(b, c.token[:]...)
 	if c.sticky {
@@ -205,7 +197,7 @@ func (w *worker) writeParams(batch []*call) [][]byte {
 	return keyParams(batch,
 		int4s(batch, func(c *call) int32 { return c.op }),
 		int4s(batch, func(c *call) int32 { return int32(c.cookie) }),
-		byteas(batch, entrySize*len(batch), w.entry),
+		byteas(batch, 32*len(batch), w.entry),
 		w.stream[:],
 		binary.BigEndian.AppendUint64(nil, uint64(now.Add(-remembered).UnixMicro())),
 		timestamp(now.Add(patience)),

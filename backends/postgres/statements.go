@@ -44,7 +44,7 @@ const (
 const readSQL = `
 SELECT i.n,
        CASE WHEN s.expires < s.expires_due AND s.timeout <> 0
-              OR i.op = 1 AND (s.flags & 1 = 1 OR EXISTS (SELECT FROM unnest(s.recent) AS e WHERE substr(e, 1, 16) = i.token)) THEN 9
+              OR i.op = 1 AND (s.flags & 1 = 1 OR position(i.token IN s.recent) > 0) THEN 9
             WHEN i.op = 1 AND s.locked THEN 2
             ELSE 0 END AS act,
        s.now, NULL::bytea AS found, s.lock_cookie, s.lock_date, s.timeout, false AS marked,
@@ -57,12 +57,26 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) s`
 
-// newRecent is what recent becomes: what may still be asked for, and the request's own entry.
-const newRecent = `array_append(ARRAY(
-            SELECT e FROM unnest(s.recent) AS e
-            WHERE substr(e, 17, 8) <> $6::bytea AND substr(e, 25, 8) > $7::bytea AND substr(e, 1, 16) <> substr(j.entry, 1, 16)
-                AND (j.act <> 8 OR length(e) = 32) -- locks and marks end with the session's former life
-        ), `
+// foundEntry are the columns found, the entry of an earlier try, and own, where this stream's entry has its stream.
+const foundEntry = `
+        CASE WHEN position(substr(i.entry, 1, 16) IN s.recent) > 0 THEN (
+            SELECT substr(s.recent, g, 37) FROM generate_series(1, length(s.recent), 37) AS g
+            WHERE substr(s.recent, g, 16) = substr(i.entry, 1, 16) LIMIT 1
+        ) END AS found,
+        position($6::bytea IN s.recent) AS own`
+
+// newRecent is what recent becomes, but for the request's own entry: usually the others without the one that this
+// stream wrote before, and what is still of use of many.
+const newRecent = `CASE
+            WHEN length(s.recent) > 4 * 37 OR j.act = 8 OR j.found IS NOT NULL OR j.own > 0 AND (j.own - 17) % 37 <> 0 THEN (
+                SELECT coalesce(string_agg(substr(s.recent, g, 37), ''::bytea ORDER BY g), ''::bytea)
+                FROM generate_series(1, length(s.recent), 37) AS g
+                WHERE substr(s.recent, g, 16) <> substr(j.entry, 1, 16)
+                  AND substr(s.recent, g + 16, 8) <> $6::bytea AND substr(s.recent, g + 24, 8) > $7::bytea
+                  AND (j.act <> 8 OR substr(s.recent, g + 32, 5) = '\x0000000000') -- locks and marks end with a session's life
+            )
+            WHEN j.own > 0 THEN overlay(s.recent PLACING ''::bytea FROM j.own - 16 FOR 37)
+            ELSE s.recent END || j.entry || `
 
 // touchSQL locks, releases, removes, renews and clears marks. It leaves items alone, wherever they are stored.
 const touchSQL = `
@@ -71,26 +85,24 @@ WITH input AS MATERIALIZED (
         WITH ORDINALITY AS i (app_id, session_id, op, given, entry, n)
 ), held AS MATERIALIZED (
     SELECT i.n, i.op, i.given, i.entry, s.app_id, s.session_id, s.expires, s.lock_date, s.lock_cookie, s.timeout, s.locked, s.flags,
-        (SELECT e FROM unnest(s.recent) AS e WHERE substr(e, 1, 16) = substr(i.entry, 1, 16) LIMIT 1) AS found
+        ` + foundEntry + `
     FROM input i JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
     WHERE (SELECT set_config('lock_timeout', $9::text, true)) IS NOT NULL
       AND NOT (i.op <= 2 AND s.locked AND s.flags & 1 = 0 -- a refusal that writes nothing locks nothing
         AND (s.timeout = 0 OR s.expires >= clock_timestamp() + s.timeout * interval '1 millisecond')
-        AND NOT EXISTS (SELECT FROM unnest(s.recent) AS e WHERE substr(e, 1, 16) = substr(i.entry, 1, 16)))
+        AND position(substr(i.entry, 1, 16) IN s.recent) = 0)
     ORDER BY s.app_id, s.session_id
     FOR UPDATE OF s
-), timed AS MATERIALIZED (
-    SELECT held.*, clock_timestamp() AS now FROM held
 ), sighted AS (
     SELECT timed.*, expires >= now AS alive,
         expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
         expires >= now AND op <= 3 AND flags & 1 = 1 AS clears,
         coalesce(substr(found, 33, 1) = '\x01', false) AS repeats_mark
-    FROM timed
+    FROM (SELECT held.*, clock_timestamp() AS now FROM held OFFSET 0) AS timed
 ), judged AS MATERIALIZED (
     SELECT sighted.*, CASE
         WHEN now >= $8::timestamptz THEN 5
-        WHEN op = 2 AND alive AND length(found) > 33 THEN 7
+        WHEN op = 2 AND alive AND substr(found, 34, 4) <> '\x00000000' THEN 7
         WHEN op IN (3, 4, 5) AND found IS NOT NULL THEN 7
         WHEN NOT alive THEN 1
         WHEN locked AND op <= 2 THEN 2
@@ -116,11 +128,10 @@ WITH input AS MATERIALIZED (
         flags = CASE WHEN j.clears THEN s.flags & ~1 ELSE s.flags END,
         sweep_at = CASE WHEN j.act = 0 AND j.op IN (4, 5) THEN j.now + interval '2 minutes' ELSE s.sweep_at END,
         item = CASE WHEN j.act = 0 AND j.op IN (4, 5) THEN '' ELSE s.item END,
-        recent = CASE WHEN j.records THEN ` + newRecent + `j.entry || CASE
+        recent = CASE WHEN j.records THEN ` + newRecent + `CASE
                 WHEN j.act = 7 THEN substr(j.found, 33)
-                WHEN j.act = 0 AND j.op = 2 THEN CASE WHEN j.clears OR j.repeats_mark THEN '\x01'::bytea ELSE '\x00'::bytea END || to_hex(j.lock_cookie + 1)::bytea
-                WHEN j.clears OR j.repeats_mark THEN '\x01'::bytea
-                ELSE '\x'::bytea END)
+                ELSE CASE WHEN j.clears OR j.repeats_mark THEN '\x01'::bytea ELSE '\x00'::bytea END
+                    || CASE WHEN j.act = 0 AND j.op = 2 THEN decode(lpad(to_hex(j.lock_cookie + 1), 8, '0'), 'hex') ELSE '\x00000000'::bytea END END
             ELSE s.recent END
     FROM ruled j
     WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.writes
@@ -148,19 +159,17 @@ WITH input AS MATERIALIZED (
         WITH ORDINALITY AS i (app_id, session_id, cond, given, entry, new_timeout, mark, n)
 ), held AS MATERIALIZED (
     SELECT i.*, s.expires, s.lock_date, s.lock_cookie, s.timeout, s.locked,
-        (SELECT e FROM unnest(s.recent) AS e WHERE substr(e, 1, 16) = substr(i.entry, 1, 16) LIMIT 1) AS found
+        ` + foundEntry + `
     FROM input i JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
     WHERE (SELECT set_config('lock_timeout', $9::text, true)) IS NOT NULL
     ORDER BY s.app_id, s.session_id
     FOR UPDATE OF s
-), timed AS MATERIALIZED (
-    SELECT held.*, clock_timestamp() AS now FROM held
 ), sighted AS (
     SELECT timed.*, expires >= now AS alive,
         expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
         CASE WHEN new_timeout = 0 THEN 'infinity'
             ELSE now + (new_timeout + greatest(0, least(new_timeout / 20, 60000))) * interval '1 millisecond' END AS new_expires
-    FROM timed
+    FROM (SELECT held.*, clock_timestamp() AS now FROM held OFFSET 0) AS timed
 ), judged AS MATERIALIZED (
     SELECT sighted.*, CASE
         WHEN now >= $8::timestamptz THEN 5
@@ -182,7 +191,7 @@ WITH input AS MATERIALIZED (
         flags = CASE WHEN j.act = 8 THEN j.mark WHEN j.new_timeout <> s.timeout THEN 0 ELSE s.flags END,
         sweep_at = least(s.sweep_at, j.new_expires),
         item = ($10::bytea[])[j.n],
-        recent = ` + newRecent + `j.entry)
+        recent = ` + newRecent + `'\x0000000000'::bytea
     FROM judged j
     WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.act IN (0, 8)
     RETURNING j.n, j.act, j.now
@@ -193,7 +202,7 @@ WITH input AS MATERIALIZED (
     RETURNING j.n
 ), inserted AS (
     INSERT INTO sessions (app_id, session_id, created, expires, lock_date, lock_cookie, timeout, locked, flags, sweep_at, recent, item)
-    SELECT x.app_id, x.session_id, x.now, x.new_expires, x.now, 1, x.new_timeout, false, x.mark, x.new_expires, ARRAY[x.entry], ($10::bytea[])[x.n]
+    SELECT x.app_id, x.session_id, x.now, x.new_expires, x.now, 1, x.new_timeout, false, x.mark, x.new_expires, x.entry || '\x0000000000'::bytea, ($10::bytea[])[x.n]
     FROM (
         SELECT t.*, CASE WHEN t.new_timeout = 0 THEN 'infinity'
             ELSE t.now + (t.new_timeout + greatest(0, least(t.new_timeout / 20, 60000))) * interval '1 millisecond' END AS new_expires

@@ -19,7 +19,7 @@ CREATE TABLE sessions (
     locked      boolean     NOT NULL,
     flags       integer     NOT NULL, -- bit 0: uninitialized
     sweep_at    timestamptz NOT NULL, -- when the sweeper looks at the row; not after expires
-    recent      bytea[]     NOT NULL, -- tokens of requests whose answers may have been lost
+    recent      bytea       NOT NULL, -- tokens of requests whose answers may have been lost
     item        bytea       NOT NULL,
     PRIMARY KEY (app_id, session_id)
 );
