@@ -65,9 +65,9 @@ func (s *Store) read(ctx context.Context, op string, key backends.Key, item bool
 	switch {
 	case err != nil:
 		return backends.Item{}, true, failed(op, err, false)
-	case se.missing(now):
+	case se.row == 0:
 		return backends.Item{}, true, backends.ErrNotFound
-	case se.overdue(now) || item && se.marked():
+	case se.missing(now) || se.overdue(now) || item && se.marked():
 		return backends.Item{}, false, nil
 	case item:
 		found, err := se.found(now, false)
