@@ -37,9 +37,9 @@
 //     valid UTF-8 without NUL, IDs of at most MaxSessionID UTF-16 units.
 //
 // Stores are safe for concurrent use. A call ends soon after its context does.
-// What only some callers need (operators' views, moving sessions between stores,
-// notice of releases made by other processes) is an interface of its own beside Store,
-// so that this one stays a page long.
+// What only some stores have or some callers need (Shared; operators' views and moving sessions
+// between stores, later) is an interface of its own beside Store, so that this
+// one stays a page long.
 package backends
 
 import (
@@ -176,6 +176,20 @@ type Store interface {
 	// Close makes acknowledged effects durable and frees the store. Calls
 	// still under way, and later ones, fail.
 	Close() error
+}
+
+// Shared is implemented by stores that several processes use at the same time, so
+// that a request that waits for a lock on one server hears of its release on another.
+type Shared interface {
+	// Expect asks that the next release of a locked session (by Release, Set or
+	// Remove, in whichever process) be told to all who listen. It returns false if the session is
+	// not locked. It is durable in nothing: a crash may forget it.
+	Expect(ctx context.Context, key Key) (locked bool, err error)
+
+	// Listen calls released for every session whose expected release happens, in any
+	// process, until ctx ends or the connection is lost; ready is called when it
+	// has begun. A store that cannot tell returns an error that wraps errors.ErrUnsupported.
+	Listen(ctx context.Context, ready func(), released func(Key)) error
 }
 
 // The answers that are not nil, besides LockedError. Stores may wrap them.

@@ -25,7 +25,9 @@ import (
 // connection to a database.
 //
 // The queue is only a hint when to ask. The store decides who has the lock, so no fault
-// of the queue, and no other server, can make two requests have it.
+// of the queue, and no other server, can make two requests have it. Where several
+// servers use one store, the first waiter has the store tell of releases that other
+// servers make (backends.Shared), or asks again from time to time where it cannot.
 
 const (
 	// maxWaiters and maxWaitersOfClient bound the waiters of a session and of a client
@@ -48,6 +50,9 @@ type handover struct {
 	queues   map[backends.Key]*queue
 	clients  map[netip.Addr]int // waiters by address
 	draining chan struct{}      // closed when nobody may wait any more
+
+	store backends.Shared // nil where this server is the only one
+	told  atomic.Bool     // the store tells of other servers' releases
 }
 
 // queue is the waiters of one session, first come, first served. It exists while it
@@ -61,16 +66,25 @@ type queue struct {
 type waiter struct {
 	exclusive bool
 	client    netip.Addr
-	turn      chan struct{} // receives when the turn is this waiter's
-	shared    chan found    // receives what another plain Get found, for this one too
+	turn      chan turn  // receives when the turn is this waiter's
+	shared    chan found // receives what another plain Get found, for this one too
 }
+
+// turn is what a waiter is to do when it is first.
+type turn uint8
+
+const (
+	turnAsk    turn = iota // ask for the session
+	turnExpect             // have its release told
+)
 
 type found struct {
 	item backends.Item
 	err  error
 }
 
-func (h *handover) init() {
+func (h *handover) init(store backends.Store) {
+	h.store, _ = store.(backends.Shared)
 	h.seed = maphash.MakeSeed()
 	h.queues = make(map[backends.Key]*queue)
 	h.clients = make(map[netip.Addr]int)
@@ -152,10 +166,20 @@ func (s *Sessions) waitTurn(ctx context.Context, req Request, session Session, k
 	defer stop()
 	over := time.NewTimer(wait)
 	defer over.Stop()
+	poll, again := h.poll()
 	for {
 		last := false
 		select {
-		case <-w.turn:
+		case t := <-w.turn:
+			if t == turnExpect && s.expect(ctx, key) {
+				h.keepPlace(key)
+				continue
+			}
+		case <-poll:
+			poll = again()
+			if !h.takeTurn(key, w) {
+				continue
+			}
 		case f := <-w.shared:
 			return f.item, f.err
 		case <-over.C:
@@ -168,7 +192,10 @@ func (s *Sessions) waitTurn(ctx context.Context, req Request, session Session, k
 			return item, ctx.Err()
 		}
 		item, err = ask()
-		if _, again := errors.AsType[*backends.LockedError](err); again && !last {
+		if _, locked := errors.AsType[*backends.LockedError](err); locked && !last {
+			if !s.expect(ctx, key) {
+				h.released(key) // meanwhile
+			}
 			h.keepPlace(key)
 			continue
 		}
@@ -206,17 +233,29 @@ func (h *handover) released(key backends.Key) {
 	case q.turn != nil:
 		q.again = true
 	default:
-		q.next()
+		q.next(turnAsk)
 	}
 }
 
 // next gives the turn to the first waiter.
-func (q *queue) next() {
+func (q *queue) next(t turn) {
 	q.turn, q.again = nil, false
 	if len(q.waiters) > 0 {
 		q.turn = q.waiters[0]
-		q.turn.turn <- struct{}{}
+		q.turn.turn <- t
 	}
+}
+
+// takeTurn gives the turn to w if it is the first and nobody has the turn.
+func (h *handover) takeTurn(key backends.Key, w *waiter) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	q := h.queues[key]
+	if q == nil || q.turn != nil || q.waiters[0] != w {
+		return false
+	}
+	q.turn = w
+	return true
 }
 
 // queued reports whether somebody waits for the session.
@@ -247,14 +286,18 @@ func (h *handover) join(key backends.Key, exclusive bool, client netip.Addr, epo
 		q = &queue{}
 		h.queues[key] = q
 	}
-	w := &waiter{exclusive: exclusive, client: client, turn: make(chan struct{}, 1), shared: make(chan found, 1)}
+	w := &waiter{exclusive: exclusive, client: client, turn: make(chan turn, 1), shared: make(chan found, 1)}
 	q.waiters = append(q.waiters, w)
 	h.clients[client]++
 	h.waiting.Add(1)
 	// From here on a release finds the queue. One that came since the store was asked
 	// has not, and the session may be free.
-	if q.turn == nil && (free || h.epoch(key).Load() != epoch) {
-		q.next()
+	switch {
+	case q.turn != nil:
+	case free || h.epoch(key).Load() != epoch:
+		q.next(turnAsk)
+	case h.store != nil && q.waiters[0] == w:
+		q.next(turnExpect)
 	}
 	return w
 }
@@ -270,10 +313,12 @@ func (h *handover) leave(key backends.Key, w *waiter, locked bool) {
 	}
 	switch {
 	case q.turn != w:
-	case locked && !q.again:
-		q.turn = nil
+	case !locked || q.again:
+		q.next(turnAsk)
+	case h.store != nil:
+		q.next(turnExpect)
 	default:
-		q.next()
+		q.turn = nil
 	}
 	if len(q.waiters) == 0 {
 		delete(h.queues, key)
@@ -313,7 +358,7 @@ func (h *handover) keepPlace(key backends.Key) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if q := h.queues[key]; q.again {
-		q.next()
+		q.next(turnAsk)
 	} else {
 		q.turn = nil
 	}

@@ -92,8 +92,12 @@ func (l *later) next() (t task, ok bool) {
 	return task{}, false
 }
 
-// Run does what a failing store left behind, until ctx ends.
+// Run does what a failing store left behind, and listens for locks that other servers
+// release, until ctx ends.
 func (s *Sessions) Run(ctx context.Context) {
+	var listening sync.WaitGroup
+	listening.Go(func() { s.listen(ctx) })
+	defer listening.Wait()
 	for {
 		select {
 		case <-ctx.Done():

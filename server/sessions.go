@@ -68,7 +68,7 @@ func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *
 	s.SetBudget(budget)
 	s.applications.init()
 	s.later.init(log)
-	s.handover.init()
+	s.handover.init(store)
 	s.outage.log = log
 	return s
 }
