@@ -195,7 +195,7 @@ func pause(rng *mathrand.Rand, timeout time.Duration) time.Duration {
 }
 
 // sweep deletes expired sessions at random moments until the function that it returns is called.
-func sweep(t testing.TB, clients []*client, rng *mathrand.Rand) (stop func()) {
+func sweep(t testing.TB, clients []*webServer, rng *mathrand.Rand) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -228,15 +228,15 @@ func impatientHistory(t *testing.T, s store, rng *mathrand.Rand) {
 // twoKeys are the sessions of a history on a fresh store.
 var twoKeys = []string{"bpr4mimb2vjnvtn2jc4yp3uo", "BPR4mimb2vjnvtn2jc4yp3uo"}
 
-func directClients(t *testing.T, s store, rng *mathrand.Rand, history *recorder, n int, timeouts []time.Duration, impatient bool) []*client {
+func directClients(t *testing.T, s store, rng *mathrand.Rand, history *recorder, n int, timeouts []time.Duration, impatient bool) []*webServer {
 	opens := 1
 	if s.shared {
 		opens = 2
 	}
 	open := s.open(t, opens, straight)
-	var clients []*client
+	var clients []*webServer
 	for i := range n {
-		c := newClient(i, nil, newRand(rng.Uint64()), history, twoKeys, timeouts)
+		c := newWebServer(i, nil, newRand(rng.Uint64()), history, twoKeys, timeouts)
 		c.asker = newDirect(t, open[i%len(open)], newRand(rng.Uint64()), history, impatient)
 		c.conditions = true
 		clients = append(clients, c)

@@ -51,8 +51,8 @@ func newRecorder() *recorder { return &recorder{begun: time.Now()} }
 
 func (r *recorder) now() time.Duration { return time.Since(r.begun) }
 
-// mayForget reports whether one more operation may have an unknown outcome, and counts it.
-func (r *recorder) mayForget() bool { return r.unknown.Add(1) <= maxUnknown }
+// mayForget reports whether one more operation may have an unknown outcome.
+func (r *recorder) mayForget() bool { return r.unknown.Load() < maxUnknown }
 
 // do has the request carried out, between meet and the answer, and writes it down.
 func (r *recorder) do(client int, a asker, req request, meet func()) answer {
@@ -65,6 +65,7 @@ func (r *recorder) do(client int, a asker, req request, meet func()) answer {
 	}
 	tally.operations.Add(1)
 	if ans.result == unknown {
+		r.unknown.Add(1)
 		ans.returned = forever
 	}
 	r.mu.Lock()
@@ -188,8 +189,8 @@ func stuckAt(info porcupine.LinearizationInfo, ops []porcupine.Operation) string
 	return text.String()
 }
 
-// client is what a web server remembers of its sessions, and chooses its next request.
-type client struct {
+// webServer is what a web server remembers of its sessions, and chooses its next request.
+type webServer struct {
 	number   int
 	asker    asker
 	rng      *rand.Rand
@@ -204,15 +205,15 @@ type client struct {
 	seen map[string]backends.Cookie // the latest lock that it heard of
 }
 
-func newClient(number int, a asker, rng *rand.Rand, history *recorder, keys []string, timeouts []time.Duration) *client {
-	return &client{
+func newWebServer(number int, a asker, rng *rand.Rand, history *recorder, keys []string, timeouts []time.Duration) *webServer {
+	return &webServer{
 		number: number, asker: a, rng: rng, history: history, keys: keys, timeouts: timeouts,
 		held: map[string]backends.Cookie{}, seen: map[string]backends.Cookie{},
 	}
 }
 
 // next chooses a request: mostly what web servers do, sometimes what they ought not to.
-func (c *client) next() request {
+func (c *webServer) next() request {
 	req := request{key: c.keys[c.rng.IntN(len(c.keys))], cookie: backends.NoCookie}
 	if len(c.held) > 0 && c.rng.IntN(3) > 0 { // end what was begun
 		req.key = slices.Sorted(maps.Keys(c.held))[c.rng.IntN(len(c.held))]
@@ -251,7 +252,7 @@ func (c *client) next() request {
 }
 
 // anyCookie is the cookie of the latest lock that the client heard of, of an older one, or of none.
-func (c *client) anyCookie(key string) backends.Cookie {
+func (c *webServer) anyCookie(key string) backends.Cookie {
 	seen := c.seen[key]
 	switch c.rng.IntN(6) {
 	case 0:
@@ -266,7 +267,7 @@ func (c *client) anyCookie(key string) backends.Cookie {
 }
 
 // work carries out one request.
-func (c *client) work(meet func()) {
+func (c *webServer) work(meet func()) {
 	req := c.next()
 	ans := c.history.do(c.number, c.asker, req, meet)
 	if ans.cookie > 0 {
@@ -296,7 +297,7 @@ func (m *meeting) wait() {
 func alone() {}
 
 // burst lets the clients work at the same time, each with some requests.
-func burst(clients []*client, requests int, race bool) {
+func burst(clients []*webServer, requests int, race bool) {
 	meetings := make([]meeting, requests)
 	for i := range meetings {
 		meetings[i].expected = int64(len(clients))

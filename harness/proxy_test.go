@@ -13,14 +13,14 @@ import (
 
 // proxy stands between a client and a server on TCP and disturbs their connections.
 type proxy struct {
-	ln     net.Listener
-	server string
+	address string // where clients connect
+	server  string
 
 	mu       sync.Mutex
+	ln       net.Listener // nil while connections are refused
 	links    []*link
 	delay    time.Duration // of what passes, each way
-	cutAfter int           // bytes to let through on the connections that come; 0 is all
-	refusing bool
+	cutAfter int           // bytes to let through on the next connection; 0 is all
 }
 
 // link is a connection through the proxy.
@@ -37,20 +37,15 @@ func newProxy(t testing.TB, server string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{ln: ln, server: server}
-	go p.serve()
-	t.Cleanup(func() {
-		ln.Close()
-		p.refuse(true)
-	})
+	p := &proxy{address: ln.Addr().String(), server: server, ln: ln}
+	go p.serve(ln)
+	t.Cleanup(func() { p.refuse() })
 	return p
 }
 
-func (p *proxy) address() string { return p.ln.Addr().String() }
-
-func (p *proxy) serve() {
+func (p *proxy) serve(ln net.Listener) {
 	for {
-		client, err := p.ln.Accept()
+		client, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -71,13 +66,15 @@ func (p *proxy) connect(client *net.TCPConn) {
 	if p.cutAfter > 0 {
 		l.left, p.cutAfter = p.cutAfter, 0
 	}
-	if p.refusing {
-		p.mu.Unlock()
+	refusing := p.ln == nil
+	if !refusing {
+		p.links = append(p.links, l)
+	}
+	p.mu.Unlock()
+	if refusing {
 		l.cut()
 		return
 	}
-	p.links = append(p.links, l)
-	p.mu.Unlock()
 	var both sync.WaitGroup
 	both.Go(func() { p.copy(l, l.server, l.client) })
 	both.Go(func() { p.copy(l, l.client, l.server) })
@@ -191,19 +188,37 @@ func (p *proxy) delayBy(d time.Duration) {
 	p.delay = d
 }
 
-// refuse cuts all links, and those to come, or lets connections through again.
-func (p *proxy) refuse(refuse bool) {
+// refuse cuts all links and refuses connections until allow.
+func (p *proxy) refuse() {
 	p.mu.Lock()
-	p.refusing = refuse
-	p.mu.Unlock()
-	if refuse {
-		p.cut()
+	if p.ln != nil {
+		p.ln.Close()
+		p.ln = nil
 	}
+	p.mu.Unlock()
+	p.cut()
+}
+
+// allow ends refuse.
+func (p *proxy) allow() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ln, err := net.Listen("tcp", p.address)
+	for begun := time.Now(); err != nil && time.Since(begun) < 5*time.Second; { // somebody has the port, for a connection
+		time.Sleep(10 * time.Millisecond)
+		ln, err = net.Listen("tcp", p.address)
+	}
+	if err != nil {
+		return err
+	}
+	p.ln = ln
+	go p.serve(ln)
+	return nil
 }
 
 // disturb does one thing at random to a connection, or for a short time to all, and counts it as
 // what it was, between whom.
-func (p *proxy) disturb(rng *rand.Rand, between string) {
+func (p *proxy) disturb(t testing.TB, rng *rand.Rand, between string) {
 	short := func() { time.Sleep(time.Duration(rng.Int64N(int64(100 * time.Millisecond)))) }
 	kind := ""
 	switch rng.IntN(6) {
@@ -227,9 +242,11 @@ func (p *proxy) disturb(rng *rand.Rand, between string) {
 		p.delayBy(0)
 	default:
 		kind = "connections refused"
-		p.refuse(true)
+		p.refuse()
 		short()
-		p.refuse(false)
+		if err := p.allow(); err != nil {
+			t.Error(err)
+		}
 	}
 	tally.faults.add(between + ": " + kind)
 }
@@ -261,7 +278,7 @@ func TestProxy(t *testing.T) {
 	rng := newRand(1)
 	dial := func(t *testing.T, p *proxy) net.Conn {
 		t.Helper()
-		c, err := net.Dial("tcp", p.address())
+		c, err := net.Dial("tcp", p.address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -326,13 +343,15 @@ func TestProxy(t *testing.T) {
 	t.Run("refuse", func(t *testing.T) {
 		p := newProxy(t, echo(t))
 		c := open(t, p)
-		p.refuse(true)
+		p.refuse()
 		ends(t, c)
-		if c, err := net.Dial("tcp", p.address()); err == nil { // or refused even before
-			ends(t, c)
+		if c, err := net.Dial("tcp", p.address); err == nil {
 			c.Close()
+			t.Error("a connection was not refused")
 		}
-		p.refuse(false)
+		if err := p.allow(); err != nil {
+			t.Fatal(err)
+		}
 		open(t, p)
 	})
 	t.Run("delay", func(t *testing.T) {

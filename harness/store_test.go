@@ -1,11 +1,15 @@
 package harness
 
 import (
+	"log/slog"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"aspstate/backends"
 	"aspstate/backends/memory"
+	"aspstate/backends/sqlite"
+	"aspstate/migrations"
 )
 
 // store is a kind of session-state store that the harness judges.
@@ -41,4 +45,37 @@ var stores = []store{
 		},
 		flags: func(testing.TB, via) []string { return []string{"--mode=StateServer"} },
 	},
+	{
+		name: "sqlite",
+		open: func(t testing.TB, _ int, _ via) []backends.Store {
+			return []backends.Store{openSQLite(t, filepath.Join(t.TempDir(), "aspstate.db"))}
+		},
+		flags: func(t testing.TB, _ via) []string {
+			return []string{"--sql-connection-string=sqlite:" + filepath.Join(t.TempDir(), "aspstate.db")}
+		},
+		durable:    true,
+		resolution: time.Millisecond,
+	},
+}
+
+func openSQLite(t testing.TB, path string) backends.Store {
+	t.Helper()
+	file, err := sqlite.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	m, err := migrations.SQLite(file.DB())
+	if err == nil {
+		err = m.Up(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := sqlite.New(file, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
 }

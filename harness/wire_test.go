@@ -1,0 +1,205 @@
+package harness
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"aspstate/backends"
+	"aspstate/server/stateserver/client"
+	"aspstate/server/stateserver/transcript"
+)
+
+const (
+	appID = "/LM/W3SVC/1/ROOT/harness"
+	// requestBudget is the servers'. A Release that took half of it may have been put off.
+	requestBudget = 4 * time.Second
+)
+
+// wire asks a server.
+type wire struct {
+	t       testing.TB
+	address string
+	conn    *client.Conn // nil when there is none
+	// databaseFails says that the server's database is disturbed: then it answers a
+	// ResetTimeout with 200 whatever comes of it.
+	databaseFails bool
+}
+
+func (w *wire) ask(req request) (answer, bool) {
+	if w.conn == nil {
+		conn, err := client.Dial(w.address)
+		if err != nil {
+			time.Sleep(time.Millisecond) // it will be refused for a while
+			return answer{}, false
+		}
+		w.conn = conn
+	}
+	begun := time.Now()
+	a, err := w.call(req)
+	switch {
+	case err != nil:
+		w.conn.Close()
+		w.conn = nil
+		return answer{result: unknown}, req.verb != resetTimeout // whose effect is not seen here
+	case req.verb == release && a.Status == 200 && time.Since(begun) > requestBudget/2:
+		return answer{result: unknown}, true
+	case req.verb == resetTimeout && w.databaseFails:
+		return answer{}, false
+	}
+	ans := answer{mark: a.ActionFlags == 1, cookie: backends.Cookie(a.LockCookie)}
+	switch a.Status {
+	case 200:
+	case 404:
+		ans.result = missing
+		return ans, true
+	case 423:
+		ans.result = locked
+		return ans, true
+	default:
+		w.t.Errorf("%v was answered %q", req, a.StatusLine)
+		return answer{}, false
+	}
+	switch {
+	case req.verb == get || req.verb == getExclusive:
+		ans.content, ans.timeout = content(w.t, a.Body), a.Timeout
+		if req.verb == get {
+			ans.cookie = untold
+		}
+	case req.condition == backends.IfMissing:
+		ans.result = doneOrExists
+	}
+	return ans, true
+}
+
+func (w *wire) call(req request) (client.Answer, error) {
+	target, cookie := client.Target(appID, req.key), max(0, int64(req.cookie))
+	switch req.verb {
+	case get:
+		return w.conn.Get(target)
+	case getExclusive:
+		return w.conn.GetExclusive(target)
+	case release:
+		return w.conn.Release(target, cookie)
+	case set:
+		if req.condition == backends.IfMissing {
+			return w.conn.SetUninitialized(target, data(req.content), req.timeout)
+		}
+		return w.conn.Set(target, data(req.content), req.timeout, cookie)
+	case remove:
+		return w.conn.Remove(target, cookie)
+	default:
+		return w.conn.ResetTimeout(target)
+	}
+}
+
+// TestWire checks histories over the wire: with one server process, or two where the
+// database can be shared.
+func TestWire(t *testing.T) {
+	for _, s := range stores {
+		t.Run(s.name+"/undisturbed", func(t *testing.T) { several(t, 2, s, wireHistories) })
+		t.Run(s.name+"/clients disturbed", func(t *testing.T) { several(t, 3, s, disturbedClients) })
+		if s.network {
+			t.Run(s.name+"/database disturbed", func(t *testing.T) { several(t, 3, s, disturbedDatabase) })
+		}
+	}
+}
+
+func wireHistories(t *testing.T, s store, rng *rand.Rand) {
+	servers := processes(t, s, straight)
+	for range 4 {
+		wireHistory(t, servers, rng, nil, false)
+	}
+}
+
+func disturbedClients(t *testing.T, s store, rng *rand.Rand) {
+	servers := processes(t, s, straight)
+	var proxies []*proxy
+	var addresses []string
+	for _, address := range servers {
+		p := newProxy(t, address)
+		proxies = append(proxies, p)
+		addresses = append(addresses, p.address)
+	}
+	for range 3 {
+		wireHistory(t, addresses, rng, func() { proxies[rng.IntN(len(proxies))].disturb(t, rng, "client and server") }, false)
+	}
+}
+
+func disturbedDatabase(t *testing.T, s store, rng *rand.Rand) {
+	var p *proxy
+	servers := processes(t, s, func(address string) string {
+		p = newProxy(t, address)
+		return p.address
+	})
+	for range 3 {
+		wireHistory(t, servers, rng, func() { p.disturb(t, rng, "server and database") }, true)
+	}
+}
+
+// processes starts the servers of a fresh database and returns their addresses.
+func processes(t *testing.T, s store, via via) (addresses []string) {
+	t.Helper()
+	flags := append(s.flags(t, via), "--request-budget="+requestBudget.String(), "--lock-wait=0s", "--sweep-interval=1s")
+	n := 1
+	if s.shared {
+		n = 2
+	}
+	for range n {
+		addresses = append(addresses, serve(t, flags...).address)
+	}
+	return addresses
+}
+
+// wireHistory works on two new sessions of running servers, and disturbs the work now and then.
+func wireHistory(t *testing.T, servers []string, rng *rand.Rand, disturb func(), databaseFails bool) {
+	t.Helper()
+	history := newRecorder()
+	id := transcript.NewID()
+	keys := []string{id, strings.ToUpper(id)}
+	var clients []*webServer
+	for i := range 5 {
+		w := &wire{t: t, address: servers[i%len(servers)], databaseFails: databaseFails}
+		defer func() {
+			if w.conn != nil {
+				w.conn.Close()
+			}
+		}()
+		clients = append(clients, newWebServer(i, w, newRand(rng.Uint64()), history, keys, []time.Duration{20 * time.Minute, time.Hour}))
+	}
+	work := newRand(rng.Uint64())
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	if disturb != nil {
+		wg.Go(func() {
+			for ctx.Err() == nil && history.mayForget() {
+				disturb()
+				time.Sleep(time.Duration(rng.Int64N(int64(60 * time.Millisecond)))) // until the next accident
+			}
+		})
+	}
+	for i := 0; i < 8 || history.overlapping() < enough && i < 300; i++ {
+		burst(clients, 5+work.IntN(8), work.IntN(2) == 0)
+	}
+	cancel()
+	wg.Wait()
+	history.check(t, &model{abandoned: history.abandoned()})
+}
+
+// abandoned returns the locks of the Sets whose outcome the client does not know.
+func (r *recorder) abandoned() map[lock]time.Duration {
+	locks := map[lock]time.Duration{}
+	for _, op := range r.ops {
+		req := op.Input.(request)
+		if req.verb == set && req.cookie > 0 && op.Output.(answer).result == unknown {
+			at := lock{req.key, req.cookie}
+			if called, ok := locks[at]; !ok || req.called < called {
+				locks[at] = req.called
+			}
+		}
+	}
+	return locks
+}
