@@ -506,7 +506,7 @@ func playModel(script []step) error {
 			switch {
 			case !c.isDone() && len(has) == 0:
 				return fmt.Errorf("step %d: a request waits though the session is free", i)
-			case !c.isDone() && time.Since(c.begun) > lockWait, c.took > lockWait:
+			case !c.isDone() && time.Since(c.begun) > lockWait, c.isDone() && c.took > lockWait:
 				return fmt.Errorf("step %d: a request waits longer than lockWait", i)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -17,6 +18,7 @@ type echo struct {
 	*Server
 	address string
 	gate    chan struct{} // closed: answer at once
+	atGate  atomic.Int32  // requests in flight
 	serving sync.WaitGroup
 	served  error
 }
@@ -31,11 +33,13 @@ func startEcho(t *testing.T, limit int) *echo {
 			if err != nil || !c.Busy() {
 				return
 			}
+			e.atGate.Add(1)
 			select {
 			case <-e.gate:
 			case <-ctx.Done():
 				return
 			}
+			e.atGate.Add(-1)
 			io.WriteString(c, line)
 		}
 	}}
@@ -73,23 +77,33 @@ func say(c net.Conn) bool {
 	return line == "hello\n"
 }
 
-// busy waits until n connections are in the middle of a request.
-func (e *echo) busy(t *testing.T, n int) {
+// inFlight waits until n requests are in flight.
+func (e *echo) inFlight(t *testing.T, n int) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	eventually(t, func() bool { return int(e.atGate.Load()) == n })
+}
+
+// idle waits until n connections are idle.
+func (e *echo) idle(t *testing.T, n int) {
+	t.Helper()
+	eventually(t, func() bool {
 		e.mu.Lock()
-		got := 0
+		defer e.mu.Unlock()
+		idle := 0
 		for c := range e.conns {
-			if c.since.Load() == connBusy {
-				got++
+			if c.since.Load() > connBusy {
+				idle++
 			}
 		}
-		e.mu.Unlock()
-		if got == n {
-			return
-		}
+		return idle == n
+	})
+}
+
+func eventually(t *testing.T, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%d connections are busy, want %d", got, n)
+			t.Fatal("waited in vain")
 		}
 	}
 }
@@ -103,7 +117,7 @@ func TestAtTheLimitTheLongestIdleConnectionMakesRoom(t *testing.T) {
 			t.Fatal("no answer below the limit")
 		}
 	}
-	e.busy(t, 0)
+	e.idle(t, 3)
 	if !say(e.dial(t)) {
 		t.Fatal("a fourth connection was not served")
 	}
@@ -121,7 +135,7 @@ func TestWithNoIdleConnectionANewOneIsRefused(t *testing.T) {
 	for _, c := range busy {
 		io.WriteString(c, "hello\n")
 	}
-	e.busy(t, 2)
+	e.inFlight(t, 2)
 	if say(e.dial(t)) {
 		t.Error("a third connection was served")
 	}
@@ -137,7 +151,8 @@ func TestShutdownAnswersWhatIsInFlight(t *testing.T) {
 	e := startEcho(t, 0)
 	idle, inFlight := e.dial(t), e.dial(t)
 	io.WriteString(inFlight, "hello\n")
-	e.busy(t, 1)
+	e.inFlight(t, 1)
+	e.idle(t, 1)
 	done := make(chan error, 1)
 	go func() { done <- e.Shutdown(context.Background()) }()
 	if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
@@ -169,7 +184,7 @@ func TestShutdownOutOfTimeCutsOff(t *testing.T) {
 	e := startEcho(t, 0)
 	c := e.dial(t)
 	io.WriteString(c, "hello\n")
-	e.busy(t, 1)
+	e.inFlight(t, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	if err := e.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {

@@ -194,10 +194,11 @@ func TestListenerThatLostItsConnection(t *testing.T) {
 		if !w.isDone() || w.err != nil {
 			t.Fatalf("done %v, %v", w.isDone(), w.err)
 		}
-		time.Sleep(listenAgain - pollFirst/2) // the lock is not older than lockWait yet
-		synctest.Wait()
-		next := b.begin(true, "")
+		time.Sleep(listenAgain)
 		a.set("third", w.item.LockCookie)
+		holder = a.begin(true, "")
+		next := b.begin(true, "")
+		a.set("fourth", holder.item.LockCookie)
 		synctest.Wait()
 		if !next.isDone() || next.err != nil || next.took != 0 {
 			t.Errorf("done %v after %v, %v", next.isDone(), next.took, next.err)
