@@ -60,7 +60,8 @@ func (in *interruption) context(parent context.Context) (context.Context, contex
 }
 
 // try runs do under contexts that end at random moments, one to three times, and returns the
-// answer and true if one came. do must be one request: the same token every time.
+// answer and true if one came. do must be one request: the same token every time. After a failure
+// it lets a moment pass or not, so that a first try that is still under way may end.
 func (in *interruption) try(s *suite, what string, do func(ctx context.Context) error) (error, bool) {
 	for range 1 + rand.IntN(3) {
 		ctx, cancel := in.context(s.ctx)
@@ -77,6 +78,9 @@ func (in *interruption) try(s *suite, what string, do func(ctx context.Context) 
 			s.Errorf("%s: %v, want an answer or the context's error", what, err)
 		}
 		in.failed.Add(1)
+	}
+	if coin() {
+		s.create(s.key())
 	}
 	return nil, false
 }
