@@ -26,7 +26,7 @@ type Config struct {
 	AutoMigrate         bool             `key:"autoMigrate" default:"false" doc:"bring the database schema up to date on start; an SQLite file always is"`
 	Listen              []string         `key:"listen" default:"127.0.0.1:42424" doc:"addresses to listen on, host:port"`
 	Allow               []netip.Prefix   `key:"allow" default:"" live:"true" doc:"web servers that may connect, addresses or CIDR ranges; loopback always may"`
-	LockWait            time.Duration    `key:"lockWait" default:"0s" live:"true" doc:"how long a request waits for a locked session before it is answered 423"`
+	LockWait            time.Duration    `key:"lockWait" default:"1s" live:"true" doc:"how long a request waits for a locked session before it is answered 423"`
 	RequestBudget       time.Duration    `key:"requestBudget" default:"8s" live:"true" doc:"time from a request's first line to its answer, lock waits and retries included"`
 	StatusLine          string           `key:"statusLine" default:"bare" choices:"bare,http" doc:"bare answers \"200 OK\" as the original does, http answers \"HTTP/1.1 200 OK\" for tools"`
 	ASPNetVersion       string           `key:"aspNetVersion" default:"4.0.30319" doc:"value of the X-AspNet-Version header"`

@@ -103,6 +103,7 @@ var samples = map[string][2]string{
 	"limits.bodiesInFlight": {"2 GiB", "2GiB"},
 	"limits.connections":    {"7", "7"},
 	"limits.idle":           {"1h", "1h"},
+	"lockWait":              {"250ms", "250ms"},
 	"memory.maxBytes":       {"1tib", "1TiB"},
 	"sweep.interval":        {"90s", "1m30s"},
 	"sweep.batch":           {"50", "50"},
@@ -112,9 +113,6 @@ var samples = map[string][2]string{
 
 func TestEverySettingFromEverySource(t *testing.T) {
 	for _, s := range settings {
-		if s.key == "lockWait" { // takes no other value yet
-			continue
-		}
 		sample, ok := samples[s.key]
 		if !ok {
 			t.Errorf("no sample for %s: add one", s.key)

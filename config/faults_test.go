@@ -69,7 +69,7 @@ func TestFaults(t *testing.T) {
 		{"requestBudget: 1s", "requestBudget", "out of range; write between 2s and 1m50s"},
 		{"requestBudget: 2m", "requestBudget", "out of range"},
 		{"lockWait: -1s", "lockWait", "negative"},
-		{"lockWait: 1s", "lockWait", "not in this version"},
+		{"requestBudget: 2s", "lockWait", "1s leaves less than 2s of requestBudget (2s)"},
 		{"limits: {requestLine: 1KiB}", "limits.requestLine", "write at least 2KiB"},
 		{"limits: {requestLine: 2MiB}", "limits.requestLine", "write at most 1MiB"},
 		{"limits: {headers: 0}", "limits.headers", "write at least 1KiB"},
@@ -165,7 +165,7 @@ func TestAllFaultsAtOnce(t *testing.T) {
 		t.Errorf("faults %q, want %q", got, want)
 	}
 	_, err = loadText(t, "requestBudget: 4s\nlockWait: 3s", nil)
-	if faults := faultsOf(t, err); len(faults) != 2 || !strings.Contains(faults[0].Error(), "3s leaves less than 2s of requestBudget (4s)") {
+	if faults := faultsOf(t, err); len(faults) != 1 || !strings.Contains(faults[0].Error(), "3s leaves less than 2s of requestBudget (4s)") {
 		t.Errorf("a lock wait as long as the budget gives %v", err)
 	}
 	_, err = loadText(t, "", nil, "--limits-idle=never", "--sweep-batch=x")

@@ -55,11 +55,9 @@ func (l *loader) validate(c *Config) {
 		c.warn("requestBudget is %s, but web servers wait 10s for an answer unless stateNetworkTimeout in their web.config says otherwise", formatDuration(c.RequestBudget))
 	}
 	l.check(c.LockWait >= 0, "lockWait", "it is negative", "write 0s to answer at once")
-	l.check(l.unreadable["requestBudget"] || c.LockWait <= max(0, c.RequestBudget-2*time.Second), "lockWait",
+	l.check(l.unreadable["requestBudget"] || c.RequestBudget < 2*time.Second || c.LockWait <= c.RequestBudget-2*time.Second, "lockWait",
 		fmt.Sprintf("%s leaves less than 2s of requestBudget (%s) for the answer", formatDuration(c.LockWait), formatDuration(c.RequestBudget)),
 		"shorten lockWait or raise requestBudget")
-	// Lock hand-over is not in this version; remove this check when it is.
-	l.check(c.LockWait <= 0, "lockWait", "waiting for a lock is not in this version of aspstate", "write 0s")
 
 	l.checkSize("limits.requestLine", c.Limits.RequestLine, 2<<10, 1<<20, "application, session ID and their encoding make lines of up to 1.5 KiB")
 	l.checkSize("limits.headers", c.Limits.Headers, 1<<10, 1<<20, "the headers of a request would not fit")
