@@ -14,7 +14,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 PLATFORMS = linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-all fuzz bench lint go gcc gofmt vet cross staticcheck govulncheck
+.PHONY: help build run test test-all mutants soak fuzz bench lint go gcc postgresql gofmt vet cross staticcheck govulncheck
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -26,7 +26,7 @@ run: build ## build, and serve on 127.0.0.1:42424 with the sessions in ./data/as
 	@mkdir -p data
 	./aspstate serve --sql-connection-string sqlite:data/aspstate.db
 
-test: go gcc gofmt vet cross ## what every change must pass: formatting, vet, all platforms, tests with -race
+test: go gcc postgresql gofmt vet cross ## what every change must pass: formatting, vet, all platforms, tests with -race
 	$(GO) test -race -timeout 8m ./...
 
 test-all: test lint ## test, lint, and a short fuzzing of every parser
@@ -48,15 +48,24 @@ lint: go gofmt vet staticcheck govulncheck ## gofmt, vet, staticcheck and govuln
 go:
 	@command -v $(GO) >/dev/null || { echo "Go is missing: install Go 1.26 or later from your package manager or the Go web site" >&2; exit 1; }
 
+# install PACKAGES,WHAT FOR: with apt where that is possible, else it says what to install.
+define install
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing $(1), which $(2)"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(1) >/dev/null; \
+	else \
+	  echo "something is missing which $(2): install $(1) (Debian, Ubuntu: apt-get install $(1))" >&2; exit 1; \
+	fi
+endef
+
 # The race detector needs a C compiler; the product does not.
 gcc: go
-	@command -v "$$($(GO) env CC)" >/dev/null && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing gcc, which go test -race needs"; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq gcc libc6-dev >/dev/null; \
-	else \
-	  echo "a C compiler is missing, which go test -race needs: install gcc (Debian, Ubuntu: apt-get install gcc libc6-dev)" >&2; exit 1; \
-	fi
+	@command -v "$$($(GO) env CC)" >/dev/null && exit 0; $(call install,gcc libc6-dev,go test -race needs)
+
+# The tests start servers of their own from these programs; no service needs to run.
+postgresql:
+	@{ command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 && \
+	  { command -v pgbouncer || ls /usr/sbin/pgbouncer; } >/dev/null 2>&1 && exit 0; $(call install,postgresql pgbouncer,the tests of the PostgreSQL store need)
 
 gofmt: go
 	@files=$$($$($(GO) env GOROOT)/bin/gofmt -l .); [ -z "$$files" ] || { echo "not formatted, run gofmt -w:" >&2; echo "$$files" >&2; exit 1; }
