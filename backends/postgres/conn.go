@@ -99,12 +99,13 @@ var binaryFormat = []int16{1}
 // query runs one statement, committed by itself, and calls each with its rows, whose bytes are valid during the
 // call only. A row is no answer yet: the server commits after the last one.
 func (c *conn) query(ctx context.Context, sql string, params [][]byte, each func(row [][]byte)) error {
-	err := c.exec(ctx, sql, params, each)
-	if (isCode(err, "26000") || isCode(err, "42P05")) && !c.db.unprepared.Load() { // and so it has not run
+	unprepared := c.db.unprepared.Load()
+	err := c.exec(ctx, sql, params, each, unprepared)
+	if !unprepared && (isCode(err, "26000") || isCode(err, "42P05")) { // and so it has not run
 		if !c.db.unprepared.Swap(true) {
 			c.db.log.Info("the database is behind a pooler that keeps no prepared statements: every statement is planned anew, which costs processor time")
 		}
-		err = c.exec(ctx, sql, params, each)
+		err = c.exec(ctx, sql, params, each, true)
 	}
 	if err != nil && (isCode(err, "25006") || err == errUnreplicated) {
 		c.close() // the next connection looks for the primary
@@ -112,10 +113,10 @@ func (c *conn) query(ctx context.Context, sql string, params [][]byte, each func
 	return err
 }
 
-func (c *conn) exec(ctx context.Context, sql string, params [][]byte, each func(row [][]byte)) error {
+func (c *conn) exec(ctx context.Context, sql string, params [][]byte, each func(row [][]byte), unprepared bool) error {
 	c.warned = false
 	var result *pgconn.ResultReader
-	if c.db.unprepared.Load() {
+	if unprepared {
 		result = c.ExecParams(ctx, sql, params, nil, binaryFormat, binaryFormat)
 	} else {
 		name, err := c.prepare(ctx, sql)
