@@ -114,7 +114,7 @@ func TestReserveUnderRace(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			for range 1_000_000 {
+			for range 300_000 {
 				if s.reserve(1001) {
 					t.Error("more than the bound was reserved")
 				}
@@ -126,7 +126,7 @@ func TestReserveUnderRace(t *testing.T) {
 			}
 		})
 		wg.Go(func() {
-			for range 1_000_000 {
+			for range 300_000 {
 				if s.reserve(600) { // fits once at most
 					if n := s.bytes.Load(); n > s.maxBytes {
 						t.Errorf("%d bytes are counted, the bound is %d", n, s.maxBytes)
@@ -182,7 +182,7 @@ func TestBytesPerSession(t *testing.T) {
 	s := New(0)
 	before := heapInUse()
 	n := 0
-	for _, upto := range []int{100_000, 11_000_000, 200_000, 250_000, 300_000} { // maps and queues grow in steps
+	for _, upto := range []int{100_000, 150_000, 200_000, 250_000, 300_000} { // maps and queues grow in steps
 		for ; n < upto; n++ {
 			if err := s.Set(t.Context(), backends.Key{App: 1, ID: fmt.Sprintf("%024d", n)}, tok, write(size)); err != nil {
 				t.Fatal(err)
