@@ -75,7 +75,7 @@ const newRecent = `CASE
                   AND substr(s.recent, g + 16, 8) <> $6::bytea AND substr(s.recent, g + 24, 8) > $7::bytea
                   AND (j.act <> 8 OR substr(s.recent, g + 32, 5) = '\x0000000000') -- locks and marks end with a session's life
             )
-            WHEN j.own > 0 THEN overlay(s.recent PLACING ''::bytea FROM j.own - 16 FOR 37)
+            WHEN j.own > 0 THEN substr(s.recent, 1, j.own - 17) || substr(s.recent, j.own + 21)
             ELSE s.recent END || j.entry || `
 
 // touchSQL locks, releases, removes, renews and clears marks. It leaves items alone, wherever they are stored.
