@@ -14,8 +14,8 @@ import (
 const (
 	// maxApplications bounds the table of names, which clients choose.
 	maxApplications = 10000
-	// forgetAfter is how long an application without sessions is remembered after it was
-	// last asked for. Who keeps an AppID asks again within that time.
+	// forgetAfter is how long an application without sessions is remembered after it was last asked
+	// for. Who keeps an AppID asks again within that time.
 	forgetAfter = 24 * time.Hour
 	// noteAfter is how old a last use in the table may be before it is written anew.
 	noteAfter = time.Hour
@@ -35,8 +35,8 @@ const (
 	appIDInUse = `SELECT EXISTS (SELECT 1 FROM applications WHERE app_id = ?1), EXISTS (SELECT 1 FROM sessions WHERE app_id = ?1)`
 )
 
-// applications are the names in the table, so that known ones are found without asking it. What is not here may still be
-// there: the writer knows.
+// applications are the names in the table, so that known ones are found without asking it. What is
+// not here may still be there: the writer knows.
 type applications struct {
 	mu     sync.RWMutex
 	byName map[string]*application
@@ -98,8 +98,8 @@ func (a *applications) full() bool {
 	return len(a.byName) >= maxApplications
 }
 
-// Application implements backends.Store. There is room for 10,000 names. A name is forgotten by DeleteExpired
-// when it has no sessions and was not asked for in 24 hours.
+// Application implements backends.Store. There is room for 10,000 names. A name is forgotten by
+// DeleteExpired when it has no sessions and was not asked for in 24 hours.
 func (s *Store) Application(ctx context.Context, name string, create bool) (backends.AppID, error) {
 	select {
 	case <-s.closing:
@@ -178,8 +178,8 @@ func (w *writer) registeredCount() (int64, error) {
 }
 
 // freeAppID returns the first number from hash on that is no application's. Sessions without an
-// application may be kept under hash: this is the application that was forgotten. Under another number they
-// are those of a name that is not known any more, and not for this one to find.
+// application may be kept under hash: this is the application that was forgotten. Under another
+// number they are those of a name that is not known any more, and not for this one to find.
 func (w *writer) freeAppID(hash backends.AppID) (backends.AppID, error) {
 	for id := hash; ; id++ {
 		application, sessions, err := w.inUse(id)
@@ -198,7 +198,8 @@ func (w *writer) inUse(id backends.AppID) (application, sessions bool, err error
 	return w.appIDInUse.int(0) != 0, w.appIDInUse.int(1) != 0, nil
 }
 
-// tendApplications writes down when applications were last used, and forgets those that nobody needs.
+// tendApplications writes down when applications were last used, and forgets those that nobody
+// needs.
 func (s *Store) tendApplications(ctx context.Context) error {
 	used, idle := s.apps.due(time.Now())
 	if len(used)+len(idle) == 0 {
@@ -221,8 +222,8 @@ func (s *Store) tendApplications(ctx context.Context) error {
 	return nil
 }
 
-// due returns the applications whose use is to be noted and some that may be forgotten. The latter are not known from
-// here on, until the writer has looked at them or is asked.
+// due returns the applications whose use is to be noted and some that may be forgotten. The latter
+// are not known from here on, until the writer has looked at them or is asked.
 func (a *applications) due(now time.Time) (used, idle []*application) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

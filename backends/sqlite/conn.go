@@ -11,7 +11,8 @@ import (
 // This file is all of SQLite's C interface that the store uses, called without database/sql: the
 // page cycle takes half the processor time that it takes through the driver.
 
-// conn is a connection to a database file. Like its statements it is used by one goroutine at a time.
+// conn is a connection to a database file. Like its statements it is used by one goroutine at a
+// time.
 type conn struct {
 	tls   *libc.TLS
 	db    uintptr
@@ -247,8 +248,8 @@ func (s *stmt) int(column int) int64 {
 	return sqlite3.Xsqlite3_column_int64(s.c.tls, s.handle, int32(column))
 }
 
-// blob is a copy of the bytes in a column of the current row; nil if there is none. It fails if there is no
-// memory to read it into.
+// blob is a copy of the bytes in a column of the current row; nil if there is none. It fails if
+// there is no memory to read it into.
 func (s *stmt) blob(column int) ([]byte, error) {
 	p := sqlite3.Xsqlite3_column_blob(s.c.tls, s.handle, int32(column))
 	n := sqlite3.Xsqlite3_column_bytes(s.c.tls, s.handle, int32(column))

@@ -28,8 +28,8 @@ const (
 	crashIDs     = 4 // sessions of each worker
 )
 
-// ack is what the child reports once a call has returned. It is written by one write(2), so it
-// is in the pipe when the child is killed after it.
+// ack is what the child reports once a call has returned. It is written by one write(2), so it is
+// in the pipe when the child is killed after it.
 type ack struct {
 	ID     string
 	Op     string // "set", "lock", "release" or "remove", or "begin" before a set, lock, release or remove
@@ -152,8 +152,8 @@ func (b *believed) apply(a ack) {
 	}
 }
 
-// TestKill kills a writing process at random moments. Whatever it reported as acknowledged must be there
-// afterwards: data, locks with their cookies, removals; and no cookie is given out twice.
+// TestKill kills a writing process at random moments. Whatever it reported as acknowledged must be
+// there afterwards: data, locks with their cookies, removals; and no cookie is given out twice.
 func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.db")
 	if err := openFile(t, path).Close(); err != nil {
@@ -173,7 +173,8 @@ func TestKill(t *testing.T) {
 				b = &believed{}
 				sessions[a.ID] = b
 			}
-			// Cookies grow by one, also over crashes. A lock that was not acknowledged may have used one up.
+			// Cookies grow by one, also over crashes. A lock that was not acknowledged may have
+			// used one up.
 			if a.Op == "lock" && a.Cookie <= b.cookie {
 				t.Fatalf("%s: cookie %d was given out after %d", a.ID, a.Cookie, b.cookie)
 			}
@@ -290,9 +291,4 @@ func checkAfterKill(t *testing.T, s *Store, id string, b *believed) {
 		}
 	}
 	t.Fatalf("%s is %+v; the reports allow %+v", id, now, possible)
-}
-
-func newToken() (tok backends.Token) {
-	rand.Read(tok[:])
-	return tok
 }

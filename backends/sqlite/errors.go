@@ -20,8 +20,8 @@ func primary(err error) int32 {
 	return sqlite3.SQLITE_OK
 }
 
-// kind is what a failure of SQLite is to the callers of a store: ErrFull, ErrPermanent or, for
-// what is worth another try, nil.
+// kind is what a failure of SQLite is to the callers of a store: ErrFull, ErrPermanent or, for what
+// is worth another try, nil.
 func kind(err error) error {
 	switch primary(err) {
 	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG:
@@ -37,8 +37,9 @@ func kind(err error) error {
 	}
 }
 
-// failed is the error of an operation that SQLite failed and that has not been applied. Only operations
-// that store something answer ErrFull: to the others a full disk is a failure that passes.
+// failed is the error of an operation that SQLite failed and that has not been applied. Only
+// operations that store something answer ErrFull: to the others a full disk is a failure that
+// passes.
 func failed(op string, err error, stores bool) error {
 	switch k := kind(err); {
 	case k == backends.ErrFull && stores:

@@ -15,8 +15,8 @@ import (
 	driver "modernc.org/sqlite"
 )
 
-// File is a database file that this process owns: no other process, and nothing else in this one, can open it
-// with Open at the same time.
+// File is a database file that this process owns: no other process, and nothing else in this one,
+// can open it with Open at the same time.
 type File struct {
 	path  string
 	lock  *flock.Flock
@@ -25,8 +25,8 @@ type File struct {
 }
 
 // Open takes the file at path for this process, and makes it and its folder if they are missing. It
-// fails if another File, here or in another process, has it. The lock is on a file beside it that ends
-// in "-lock" and stays there. The database need not be migrated yet.
+// fails if another File, here or in another process, has it. The lock is on a file beside it that
+// ends in "-lock" and stays there. The database need not be migrated yet.
 func Open(path string) (*File, error) {
 	if path == "" || path == ":memory:" {
 		return nil, fmt.Errorf("sqlite: open %q: sessions need a file: name one", path)
@@ -60,7 +60,8 @@ func Open(path string) (*File, error) {
 	})}, nil
 }
 
-// place makes the file's folder and returns the file's one true path, so that two names of a file are one lock.
+// place makes the file's folder and returns the file's one true path, so that two names of a file
+// are one lock.
 func place(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -99,8 +100,8 @@ func uri(path string) string {
 // filePragmas are run on every connection.
 var filePragmas = []string{
 	"busy_timeout = 5000", // for other programs that look at the file
-	// Freed pages can be given back bit by bit. This works only before the first table, and
-	// before WAL, which writes the file's header.
+	// Freed pages can be given back bit by bit. This works only before the first table, and before
+	// WAL, which writes the file's header.
 	"auto_vacuum = INCREMENTAL",
 	"journal_mode = WAL",
 	"synchronous = FULL", // a commit is on disk when it returns

@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -248,19 +247,3 @@ func wantPragmas(t *testing.T, s *Store) {
 }
 
 func TestPragmas(t *testing.T) { wantPragmas(t, newStore(t)) }
-
-// inWriter runs f in the writer's goroutine, in a transaction.
-func inWriter(t testing.TB, s *Store, f func(w *writer) error) {
-	t.Helper()
-	o := newOp("test", func(w *writer, _ *op) error { return f(w) }, backends.Key{}, backends.Token{})
-	if err := s.finish(context.Background(), o); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func set(t testing.TB, s *Store, key backends.Key, w backends.Write) {
-	t.Helper()
-	if err := s.Set(t.Context(), key, newToken(), w); err != nil {
-		t.Fatal(err)
-	}
-}

@@ -14,11 +14,7 @@ import (
 
 // TestFullDisk fills a file system of a few megabytes.
 func TestFullDisk(t *testing.T) {
-	folder := t.TempDir()
-	if err := syscall.Mount("tmpfs", folder, "tmpfs", 0, "size=4m"); err != nil {
-		t.Skipf("a small file system needs root: %v", err)
-	}
-	t.Cleanup(func() { syscall.Unmount(folder, syscall.MNT_DETACH) })
+	folder := smallDisk(t)
 	ballast := filepath.Join(folder, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -40,7 +36,8 @@ func TestFullDisk(t *testing.T) {
 	n-- // was refused
 	wantIs(t, err, backends.ErrFull)
 
-	// What was there is there, what was refused is not, and an owner that was refused can still unlock.
+	// What was there is there, what was refused is not, and an owner that was refused can still
+	// unlock.
 	w := write(bytes.Repeat(blob(1), 10))
 	w.LockCookie = locked.LockCookie
 	wantIs(t, s.Set(t.Context(), key(0), newToken(), w), backends.ErrFull)
@@ -59,6 +56,60 @@ func TestFullDisk(t *testing.T) {
 	}
 	set(t, s, key(n), write(blob(n)))
 	holds(t, s, key(n), blob(n), 1)
+}
+
+// TestFullDiskReusesTheLog has not a byte left, and changes that need none beyond the log's.
+func TestFullDiskReusesTheLog(t *testing.T) {
+	folder := smallDisk(t)
+	path := filepath.Join(folder, "a.db")
+	s := openStore(t, path)
+	for i := range 20 {
+		set(t, s, key(i), write(bytes.Repeat([]byte("x"), 3000)))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, path)
+	fillUp(t, folder)
+	before := logSize(t, s)
+	for i := range 100 {
+		item, err := s.GetExclusive(t.Context(), key(i%20), newToken())
+		if err == nil {
+			_, err = s.Release(t.Context(), key(i%20), newToken(), item.LockCookie)
+		}
+		if err != nil {
+			t.Fatalf("cycle %d, with a log of %d bytes, %d before: %v", i, logSize(t, s), before, err)
+		}
+	}
+}
+
+// smallDisk is a folder on a file system of 4 MiB.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	folder := t.TempDir()
+	if err := syscall.Mount("tmpfs", folder, "tmpfs", 0, "size=4m"); err != nil {
+		t.Skipf("a small file system needs root: %v", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(folder, syscall.MNT_DETACH) })
+	return folder
+}
+
+// fillUp leaves a few pages.
+func fillUp(t *testing.T, folder string) (ballast string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(folder, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	page := make([]byte, 4096)
+	for err == nil {
+		_, err = f.Write(page)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	return f.Name()
 }
 
 // TestWriteErrors has the system refuse to write, with an error that is not for want of space.
@@ -87,7 +138,8 @@ func TestWriteErrors(t *testing.T) {
 		if err == nil || backends.IsAnswer(err) || errors.Is(err, backends.ErrPermanent) {
 			t.Errorf("a call that could not write returned %v", err)
 		}
-		// The transaction failed in its COMMIT: whether a crash now would bring it back nobody knows.
+		// The transaction failed in its COMMIT: whether a crash now would bring it back nobody
+		// knows.
 		if errors.Is(err, backends.ErrNotApplied) {
 			t.Errorf("%v claims to know the outcome", err)
 		}

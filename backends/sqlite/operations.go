@@ -6,9 +6,9 @@ import (
 	"aspstate/backends"
 )
 
-// The operations as the writer runs them. Each decides by MS-ASP (ms-asp.md §5) and the contract what
-// becomes of the session and then names the columns that change. The result is a failure of SQLite;
-// the answer goes into the op.
+// The operations as the writer runs them. Each decides by MS-ASP (ms-asp.md §5) and the contract
+// what becomes of the session and then names the columns that change. The result is a failure of
+// SQLite; the answer goes into the op.
 
 // touch renews a session that was found.
 func (w *writer) touch(se *session) error {

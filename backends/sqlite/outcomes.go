@@ -18,9 +18,9 @@ const (
 	outcomesAge   = time.Minute // from when the operation finished
 )
 
-// outcomes keeps the operations whose callers' contexts ended while the writer had them, so that a retry with
-// the same token gets the first try's answer (rule 7 of the contract). Memory is enough: one process owns the
-// file, and when it ends so do all requests.
+// outcomes keeps the operations whose callers' contexts ended while the writer had them, so that a
+// retry with the same token gets the first try's answer (rule 7 of the contract). Memory is enough:
+// one process owns the file, and when it ends so do all requests.
 type outcomes struct {
 	count atomic.Int64 // of byToken: most calls need look no further
 
@@ -69,7 +69,8 @@ func (k *outcomes) abandon(o *op) bool {
 	return true
 }
 
-// rejoin returns the operation of an earlier try with this token, or nil if there is none or it failed.
+// rejoin returns the operation of an earlier try with this token, or nil if there is none or it
+// failed.
 func (k *outcomes) rejoin(tok backends.Token) *op {
 	if k.count.Load() == 0 {
 		return nil

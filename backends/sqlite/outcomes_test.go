@@ -20,7 +20,8 @@ func abandoned(t *testing.T, s *Store, call func(ctx context.Context) error) (re
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	first := stall(t, s)
-	// The next batch begins with an operation that the writer is held up by, and the call's is in it.
+	// The next batch begins with an operation that the writer is held up by, and the call's is in
+	// it.
 	begun, end := make(chan struct{}), make(chan struct{})
 	begin := sync.OnceFunc(func() { close(begun) })
 	go s.finish(context.Background(), newOp("stall", func(*writer, *op) error {
@@ -278,6 +279,15 @@ func TestOutcomesAreBounded(t *testing.T) {
 		if k.bytes != 10 {
 			t.Fatalf("%d bytes are counted, want 10", k.bytes)
 		}
+
+		// One that finishes just before its caller gives up has a caller.
+		late := finished(7, 10)
+		late.abandoned = false
+		k.settle([]*op{late})
+		if k.abandon(late) {
+			t.Fatal("the outcome was there, and yet the call was told to go")
+		}
+		has(false, late)
 
 		// Bytes, then number.
 		keep(finished(4, outcomesBytes-10))

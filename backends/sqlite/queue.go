@@ -90,8 +90,8 @@ func (q *queue) withdraw(o *op) bool {
 	return true
 }
 
-// take waits for operations and moves a batch of them to batch, which must be empty. It leaves it empty when
-// the queue is closed and nothing is left.
+// take waits for operations and moves a batch of them to batch, which must be empty. It leaves it
+// empty when the queue is closed and nothing is left.
 func (q *queue) take(batch []*op) []*op {
 	// Whoever just got an answer has the chance to ask again, so that batches grow under load.
 	runtime.Gosched()
@@ -119,8 +119,9 @@ func (q *queue) close() {
 	q.work.Signal()
 }
 
-// do has the writer run an operation, unless an earlier try had it do so, and waits for it. An error of do is a failure,
-// and the op is then no longer the caller's; else its outcome is in the op.
+// do has the writer run an operation, unless an earlier try had it do so, and waits for it. An
+// error of do is a failure, and the op is then no longer the caller's; else its outcome is in the
+// op.
 func (s *Store) do(ctx context.Context, o *op) error {
 	if o.given {
 		return s.wait(ctx, o)

@@ -36,9 +36,9 @@ func newReader(path string) (*reader, error) {
 	return r, nil
 }
 
-// read answers a Get (with item) or a ResetTimeout, or reports false if the writer has to: the session needs
-// a renewal, seems to have expired (the writer may have renewed it since the look, or be about to commit
-// that), or carries the uninitialized mark.
+// read answers a Get (with item) or a ResetTimeout, or reports false if the writer has to: the
+// session needs a renewal, seems to have expired (the writer may have renewed it since the look, or
+// be about to commit that), or carries the uninitialized mark.
 func (s *Store) read(ctx context.Context, op string, key backends.Key, item bool) (_ backends.Item, read bool, err error) {
 	if ctx.Err() != nil {
 		return backends.Item{}, true, notApplied(op, ended(ctx))

@@ -27,7 +27,8 @@ type session struct {
 	item     []byte // where it was asked for and the session is unlocked
 }
 
-// milliseconds rounds away from zero: a session never expires early, and no timeout becomes NeverExpires.
+// milliseconds rounds away from zero: a session never expires early, and no timeout becomes
+// NeverExpires.
 func milliseconds(d time.Duration) int64 {
 	ms := d.Milliseconds()
 	switch rest := d % time.Millisecond; {
@@ -43,8 +44,8 @@ func duration(ms int64) time.Duration {
 	return time.Duration(min(ms, math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 }
 
-// expiry returns when a session of this timeout expires that is touched now: not before earliest, not after latest,
-// which is what to write (rule 3 of the contract).
+// expiry returns when a session of this timeout expires that is touched now: not before earliest,
+// not after latest, which is what to write (rule 3 of the contract).
 func expiry(now, timeout int64) (earliest, latest int64) {
 	if timeout == 0 {
 		return never, never
@@ -56,8 +57,8 @@ func expiry(now, timeout int64) (earliest, latest int64) {
 // missing reports whether there is no session, or an expired one.
 func (se *session) missing(now int64) bool { return se.row == 0 || se.expires < now }
 
-// overdue reports whether a session touched now needs its expiry written. That it lies too late happens
-// when the clock was put back.
+// overdue reports whether a session touched now needs its expiry written. That it lies too late
+// happens when the clock was put back.
 func (se *session) overdue(now int64) bool {
 	earliest, latest := expiry(now, se.timeout)
 	return se.expires < earliest || se.expires > latest
@@ -65,7 +66,8 @@ func (se *session) overdue(now int64) bool {
 
 func (se *session) marked() bool { return se.flags&uninitialized != 0 }
 
-// next is the cookie of the session's next lock. Where the numbers end they begin again with the first lock's, as in p2pStateServer.
+// next is the cookie of the session's next lock. Where the numbers end they begin again with the
+// first lock's, as in p2pStateServer.
 func (se *session) next() backends.Cookie {
 	if se.cookie == math.MaxInt32 {
 		return 2

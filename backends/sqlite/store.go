@@ -1,16 +1,17 @@
 // Package sqlite is the session-state store in an embedded SQLite file, which one process owns.
 //
-// All changes go through one goroutine, the writer, on one connection (writer.go). It takes whatever is queued, runs
-// it in one transaction, and answers when the commit has been fsynced: one fsync for many requests is what makes durable
-// writes cheap. Only that goroutine changes anything, so operations are decided in Go (operations.go) without
-// any race, and a change of the lock writes neither the item nor an index.
+// All changes go through one goroutine, the writer, on one connection (writer.go). It takes
+// whatever is queued, runs it in one transaction, and answers when the commit has been fsynced: one
+// fsync for many requests is what makes durable writes cheap. Only that goroutine changes anything,
+// so operations are decided in Go (operations.go) without any race, and a change of the lock writes
+// neither the item nor an index.
 //
-// Get and ResetTimeout look first, on connections of their own (reader.go). A session that was renewed lately and
-// carries no mark is answered from there, and nothing is written. What was acknowledged is seen there: a snapshot
-// of the log begins with the read.
+// Get and ResetTimeout look first, on connections of their own (reader.go). A session that was
+// renewed lately and carries no mark is answered from there, and nothing is written. What was
+// acknowledged is seen there: a snapshot of the log begins with the read.
 //
-// A call whose context ends takes its operation back from the queue, or leaves it to the writer, whose answer
-// is then kept for a retry with the same token (outcomes.go).
+// A call whose context ends takes its operation back from the queue, or leaves it to the writer,
+// whose answer is then kept for a retry with the same token (outcomes.go).
 package sqlite
 
 import (
@@ -39,9 +40,9 @@ type Store struct {
 	close    func() error
 }
 
-// New serves the sessions in a file that has been migrated; else the error is ErrPermanent and names
-// the command. The file is the store's from then on: Close closes it. If New fails it is still the
-// caller's.
+// New serves the sessions in a file that has been migrated; else the error is ErrPermanent and
+// names the command. The file is the store's from then on: Close closes it. If New fails it is
+// still the caller's.
 func New(file *File, log *slog.Logger) (*Store, error) {
 	s := &Store{
 		file:     file,

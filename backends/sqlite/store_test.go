@@ -1,8 +1,14 @@
 package sqlite
 
 import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -74,3 +80,116 @@ func TestConformance(t *testing.T) {
 }
 
 func BenchmarkStore(b *testing.B) { backendtest.Bench(b, fixture) }
+
+const timeout = 20 * time.Minute
+
+func data(n int) []byte { return bytes.Repeat([]byte{byte(n)}, 100) }
+
+func write(data []byte) backends.Write {
+	return backends.Write{Data: data, Timeout: timeout, LockCookie: backends.NoCookie}
+}
+
+func key(n int) backends.Key { return backends.Key{App: 7, ID: fmt.Sprintf("session%d", n)} }
+
+func holds(t testing.TB, s *Store, key backends.Key, data []byte, cookie backends.Cookie) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // the writer may be held up
+	defer cancel()
+	item, err := s.Get(ctx, key, newToken())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(item.Data, data) || item.LockCookie != cookie {
+		t.Fatalf("the session holds %d bytes (%.8x) with cookie %d, want %d bytes (%.8x) with cookie %d",
+			len(item.Data), item.Data, item.LockCookie, len(data), data, cookie)
+	}
+}
+
+func wantLocked(t testing.TB, err error, cookie backends.Cookie) {
+	t.Helper()
+	if locked, ok := errors.AsType[*backends.LockedError](err); !ok || locked.Cookie != cookie {
+		t.Fatalf("%v, want a lock with cookie %d", err, cookie)
+	}
+}
+
+func wantIs(t testing.TB, err error, wants ...error) {
+	t.Helper()
+	for _, want := range wants {
+		if !errors.Is(err, want) {
+			t.Fatalf("%v is not %v", err, want)
+		}
+	}
+}
+
+// stall gives the writer an operation that ends when resume is called, and returns when it has
+
+// begun.
+
+func stall(t testing.TB, s *Store) (resume func()) {
+	t.Helper()
+	begun, end := make(chan struct{}), make(chan struct{})
+	o := newOp("stall", func(*writer, *op) error {
+		close(begun)
+		<-end
+		return nil
+	}, backends.Key{}, backends.Token{})
+	go s.finish(context.Background(), o)
+	<-begun
+	resume = sync.OnceFunc(func() { close(end) })
+	t.Cleanup(resume)
+	return resume
+}
+
+// queued waits until so many operations wait for the writer.
+
+func queued(t testing.TB, s *Store, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+		s.queue.mu.Lock()
+		have := len(s.queue.ops)
+		s.queue.mu.Unlock()
+		if have == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d operations are queued, want %d", have, n)
+		}
+	}
+}
+
+// inOneBatch runs calls whose operations the writer gets in one batch, in their order.
+
+func inOneBatch(t testing.TB, s *Store, calls ...func()) {
+	t.Helper()
+	resume := stall(t, s)
+	var wg sync.WaitGroup
+	for i, call := range calls {
+		wg.Go(call)
+		queued(t, s, i+1)
+	}
+	resume()
+	wg.Wait()
+}
+
+// logSize is the size of the write-ahead log.
+
+// inWriter runs f in the writer's goroutine, in a transaction.
+func inWriter(t testing.TB, s *Store, f func(w *writer) error) {
+	t.Helper()
+	o := newOp("test", func(w *writer, _ *op) error { return f(w) }, backends.Key{}, backends.Token{})
+	if err := s.finish(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func set(t testing.TB, s *Store, key backends.Key, w backends.Write) {
+	t.Helper()
+	if err := s.Set(t.Context(), key, newToken(), w); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newToken() (tok backends.Token) {
+	rand.Read(tok[:])
+	return tok
+}

@@ -19,8 +19,8 @@ var writerPragmas = []string{
 	"cache_size = -32768", // KiB; nobody else writes, so it stays valid
 }
 
-// The transaction, and the statements that change a session. Each of them leaves alone what it does not name: above all the item
-// and, since an index is on it, expires.
+// The transaction, and the statements that change a session. Each of them leaves alone what it does
+// not name: above all the item and, since an index is on it, expires.
 const (
 	begin    = `BEGIN IMMEDIATE`
 	commit   = `COMMIT`
@@ -41,8 +41,8 @@ VALUES (?1, ?2, ?3, ?4, ?3, 1, ?5, 0, ?6, ?7)`
 	emptyLog  = `PRAGMA wal_checkpoint(TRUNCATE)`
 )
 
-// writer is the one connection that writes. Its goroutine runs what is queued in batches of one transaction each, and
-// answers when the commit has returned.
+// writer is the one connection that writes. Its goroutine runs what is queued in batches of one
+// transaction each, and answers when the commit has returned.
 type writer struct {
 	conn     *conn
 	queue    *queue
@@ -106,8 +106,8 @@ func (w *writer) run() {
 	}
 }
 
-// execute runs a batch in one transaction. If that fails, it runs each operation in a transaction of its own, so that
-// each has the outcome that it would have alone.
+// execute runs a batch in one transaction. If that fails, it runs each operation in a transaction
+// of its own, so that each has the outcome that it would have alone.
 func (w *writer) execute(batch []*op) {
 	err := w.transact(batch)
 	if err == nil {
@@ -118,7 +118,8 @@ func (w *writer) execute(batch []*op) {
 		w.log.Warn("a transaction on the SQLite file failed", "operations", len(batch), "error", err)
 	}
 	if kind(err) == backends.ErrFull {
-		// The log's pages that are written back can be used again, enough at least to release locks.
+		// The log's pages that are written back can be used again, enough at least to release
+		// locks.
 		w.conn.exec(writeBack)
 	} else if len(batch) == 1 {
 		return
