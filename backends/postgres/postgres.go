@@ -42,6 +42,7 @@ type Store struct {
 
 	doubts     doubts
 	noAdvisory atomic.Bool // the engine has no advisory locks
+	noNotify   atomic.Bool // the engine has no pg_notify
 }
 
 // Open connects to the database and returns its store. The connection string is a PostgreSQL URL or keywords, as

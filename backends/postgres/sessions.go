@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"aspstate/backends"
@@ -159,7 +160,7 @@ func execRead(ctx context.Context, w *worker, batch []*call) error {
 }
 
 func execTouch(ctx context.Context, w *worker, batch []*call) error {
-	return w.query(ctx, touchSQL, actAgain, batch, w.writeParams(batch))
+	return w.write(ctx, touchSQL, batch, w.writeParams(batch))
 }
 
 func execSet(ctx context.Context, w *worker, batch []*call) error {
@@ -167,7 +168,7 @@ func execSet(ctx context.Context, w *worker, batch []*call) error {
 	for _, c := range batch {
 		size += len(c.data)
 	}
-	return w.query(ctx, setSQL, actAgain, batch, append(w.writeParams(batch),
+	return w.write(ctx, setSQL, batch, append(w.writeParams(batch),
 		byteas(batch, size, func(b []byte, c *call) []byte { return append(b, c.data...) }),
 		int8s(batch, func(c *call) int64 { return c.timeout }),
 		int4s(batch, func(c *call) int32 {
@@ -177,6 +178,18 @@ func execSet(ctx context.Context, w *worker, batch []*call) error {
 			return 0
 		}),
 	))
+}
+
+// write runs touchSQL or setSQL, without telling of releases where the engine cannot.
+func (w *worker) write(ctx context.Context, sql string, batch []*call, params [][]byte) error {
+	if w.store.noNotify.Load() {
+		sql = strings.ReplaceAll(sql, notify, "NULL")
+	}
+	err := w.query(ctx, sql, actAgain, batch, params)
+	if isCode(err, "42883") && w.store.noNotify.CompareAndSwap(false, true) { // no such function
+		return w.write(ctx, sql, batch, params)
+	}
+	return err
 }
 
 // keyParams are $1 and $2, and others.

@@ -78,6 +78,12 @@ const newRecent = `CASE
             WHEN j.own > 0 THEN substr(s.recent, 1, j.own - 17) || substr(s.recent, j.own + 21)
             ELSE s.recent END || j.entry || `
 
+// notify tells the servers that listen of a session's release. It is left out where the engine has no pg_notify.
+const notify = `pg_notify(` + channel + `, j.app_id || ':' || encode(j.session_id, 'hex'))::text`
+
+// channel is that of this schema's sessions.
+const channel = `'aspstate_' || 'sessions'::regclass::oid`
+
 // touchSQL locks, releases, removes, renews and clears marks. It leaves items alone, wherever they are stored.
 const touchSQL = `
 WITH input AS MATERIALIZED (
@@ -112,7 +118,8 @@ WITH input AS MATERIALIZED (
     FROM sighted
 ), recorded AS (
     SELECT judged.*, act <> 5 AND (clears OR act = 7 OR op <= 2 AND repeats_mark
-        OR act = 0 AND (op IN (2, 4, 5) OR op = 3 AND locked)) AS records
+        OR act = 0 AND (op IN (2, 4, 5) OR op = 3 AND locked)) AS records,
+        act = 0 AND op IN (3, 4, 5) AND locked AS frees
     FROM judged
 ), ruled AS MATERIALIZED (
     SELECT recorded.*, act <> 5 AND (due OR records) AS writes FROM recorded
@@ -125,7 +132,7 @@ WITH input AS MATERIALIZED (
         lock_date = CASE WHEN j.act = 0 AND j.op = 2 THEN j.now ELSE s.lock_date END,
         lock_cookie = CASE WHEN j.act = 0 AND j.op = 2 THEN s.lock_cookie + 1 ELSE s.lock_cookie END,
         locked = CASE WHEN j.act <> 0 OR j.op IN (1, 6) THEN s.locked ELSE j.op = 2 END,
-        flags = CASE WHEN j.clears THEN s.flags & ~1 ELSE s.flags END,
+        flags = s.flags & CASE WHEN j.clears THEN ~1 ELSE ~0 END & CASE WHEN j.frees THEN ~2 ELSE ~0 END,
         sweep_at = CASE WHEN j.act = 0 AND j.op IN (4, 5) THEN j.now + interval '2 minutes' ELSE s.sweep_at END,
         item = CASE WHEN j.act = 0 AND j.op IN (4, 5) THEN '' ELSE s.item END,
         recent = CASE WHEN j.records THEN ` + newRecent + `CASE
@@ -136,11 +143,12 @@ WITH input AS MATERIALIZED (
     FROM ruled j
     WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.writes
     RETURNING j.n, j.act, j.now, j.found, s.lock_cookie, s.lock_date, s.timeout, j.clears OR j.repeats_mark AS marked,
-        CASE WHEN j.op = 1 AND j.act = 0 OR j.op = 2 AND j.act IN (0, 7) THEN s.item END AS item
+        CASE WHEN j.op = 1 AND j.act = 0 OR j.op = 2 AND j.act IN (0, 7) THEN s.item END AS item,
+        CASE WHEN j.frees AND j.flags & 2 = 2 THEN ` + notify + ` END AS told
 )
 SELECT * FROM updated
 UNION ALL
-SELECT n, CASE WHEN act = 0 AND op = 1 THEN 6 ELSE act END, now, found, lock_cookie, lock_date, timeout, repeats_mark, NULL
+SELECT n, CASE WHEN act = 0 AND op = 1 THEN 6 ELSE act END, now, found, lock_cookie, lock_date, timeout, repeats_mark, NULL, NULL
 FROM ruled
 WHERE NOT writes
 UNION ALL
@@ -148,7 +156,7 @@ SELECT i.n, CASE
         WHEN s.app_id IS NULL OR s.expires < clock_timestamp() THEN 1
         WHEN i.op <= 2 AND s.locked THEN 2
         ELSE 6 END,
-    clock_timestamp(), NULL, s.lock_cookie, s.lock_date, s.timeout, false, NULL
+    clock_timestamp(), NULL, s.lock_cookie, s.lock_date, s.timeout, false, NULL, NULL
 FROM input i LEFT JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
 WHERE NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)`
 
@@ -158,7 +166,7 @@ WITH input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::int4[], $5::bytea[], $11::int8[], $12::int4[])
         WITH ORDINALITY AS i (app_id, session_id, cond, given, entry, new_timeout, mark, n)
 ), held AS MATERIALIZED (
-    SELECT i.*, s.expires, s.lock_date, s.lock_cookie, s.timeout, s.locked,
+    SELECT i.*, s.expires, s.lock_date, s.lock_cookie, s.timeout, s.locked, s.flags,
         ` + foundEntry + `
     FROM input i JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
     WHERE (SELECT set_config('lock_timeout', $9::text, true)) IS NOT NULL
@@ -188,13 +196,13 @@ WITH input AS MATERIALIZED (
         lock_cookie = CASE WHEN j.act = 8 THEN 1 ELSE s.lock_cookie END,
         timeout = j.new_timeout,
         locked = false,
-        flags = CASE WHEN j.act = 8 THEN j.mark WHEN j.new_timeout <> s.timeout THEN 0 ELSE s.flags END,
+        flags = CASE WHEN j.act = 8 THEN j.mark WHEN j.new_timeout <> s.timeout THEN 0 ELSE s.flags & ~2 END,
         sweep_at = least(s.sweep_at, j.new_expires),
         item = ($10::bytea[])[j.n],
         recent = ` + newRecent + `'\x0000000000'::bytea
     FROM judged j
     WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.act IN (0, 8)
-    RETURNING j.n, j.act, j.now
+    RETURNING j.n, j.act, j.now, CASE WHEN j.flags & 2 = 2 THEN ` + notify + ` END AS told
 ), renewed AS (
     UPDATE sessions s SET expires = j.now + (j.timeout + least(j.timeout / 20, 60000)) * interval '1 millisecond'
     FROM judged j
@@ -217,12 +225,12 @@ WITH input AS MATERIALIZED (
     ON CONFLICT (app_id, session_id) DO NOTHING
     RETURNING app_id, session_id
 )
-SELECT n, act, now, NULL::bytea AS found, NULL::int4 AS lock_cookie, NULL::timestamptz AS lock_date, NULL::int8 AS timeout, false AS marked, NULL::bytea AS item
+SELECT n, act, now, NULL::bytea AS found, NULL::int4 AS lock_cookie, NULL::timestamptz AS lock_date, NULL::int8 AS timeout, false AS marked, NULL::bytea AS item, told
 FROM stored
 UNION ALL
-SELECT j.n, j.act, j.now, NULL, j.lock_cookie, j.lock_date, j.timeout, false, NULL
+SELECT j.n, j.act, j.now, NULL, j.lock_cookie, j.lock_date, j.timeout, false, NULL, NULL
 FROM judged j WHERE j.act NOT IN (0, 8)
 UNION ALL
-SELECT i.n, CASE WHEN x.app_id IS NOT NULL THEN 8 WHEN i.cond = 1 THEN 1 ELSE 6 END, clock_timestamp(), NULL, NULL, NULL, NULL, false, NULL
+SELECT i.n, CASE WHEN x.app_id IS NOT NULL THEN 8 WHEN i.cond = 1 THEN 1 ELSE 6 END, clock_timestamp(), NULL, NULL, NULL, NULL, false, NULL, NULL
 FROM input i LEFT JOIN inserted x ON x.app_id = i.app_id AND x.session_id = i.session_id
 WHERE NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)`

@@ -17,7 +17,7 @@ CREATE TABLE sessions (
     lock_cookie integer     NOT NULL,
     timeout     bigint      NOT NULL, -- milliseconds; 0: never expires
     locked      boolean     NOT NULL,
-    flags       integer     NOT NULL, -- bit 0: uninitialized
+    flags       integer     NOT NULL, -- bit 0: uninitialized; bit 1: somebody waits for the release
     sweep_at    timestamptz NOT NULL, -- when the sweeper looks at the row; not after expires
     recent      bytea       NOT NULL, -- tokens of requests whose answers may have been lost
     item        bytea       NOT NULL,
