@@ -20,7 +20,7 @@ const (
 
 // served reports whether this version has the backend. The others are
 // recognised so that the fault can say what is the matter.
-func (b Backend) served() bool { return b == SQLite }
+func (b Backend) served() bool { return b == SQLite || b == Postgres }
 
 // ConnectionString says in which database sessions are kept. It may hold a
 // password: whatever prints it shows a form without.

@@ -428,9 +428,9 @@ func (l *loader) resolve(c *Config, dir string) {
 		return // kept for the day the mode is switched
 	}
 	if err != nil {
-		l.fault(key, err.Error(), "write sqlite:PATH, such as sqlite:/var/lib/aspstate/aspstate.db")
+		l.fault(key, err.Error(), "write sqlite:PATH, such as sqlite:/var/lib/aspstate/aspstate.db, or postgres://USER@HOST/DATABASE")
 	} else if !found.Backend.served() {
-		l.fault(key, "this version of aspstate cannot keep sessions in "+string(found.Backend)+" yet", "write sqlite:PATH, such as sqlite:/var/lib/aspstate/aspstate.db")
+		l.fault(key, "this version of aspstate cannot keep sessions in "+string(found.Backend)+" yet", "write sqlite:PATH, such as sqlite:/var/lib/aspstate/aspstate.db, or postgres://USER@HOST/DATABASE")
 	}
 }
 

@@ -1,16 +1,20 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"aspstate/backends/postgres"
 	"aspstate/config"
 )
 
@@ -32,7 +36,7 @@ func checkCommand(environ []string) *cobra.Command {
 		for _, w := range c.Warnings {
 			fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+w)
 		}
-		return checkDatabase(c)
+		return checkDatabase(cmd.Context(), c)
 	}
 	return cmd
 }
@@ -52,9 +56,12 @@ func printSettings(w io.Writer, c *config.Config) error {
 
 // checkDatabase finds out what would keep the server from opening its database,
 // and leaves it as it is. The SQLite file may be in use by a running server.
-func checkDatabase(c *config.Config) error {
+func checkDatabase(ctx context.Context, c *config.Config) error {
 	if c.Mode == config.ModeStateServer {
 		return nil
+	}
+	if c.SQLConnectionString.Backend == config.Postgres {
+		return checkPostgres(ctx, c)
 	}
 	path := c.SQLConnectionString.Path
 	fault := func(problem error, remedy string) error {
@@ -86,4 +93,15 @@ func checkDatabase(c *config.Config) error {
 		return fault(err, "name a file in a folder where the user that runs aspstate may write")
 	}
 	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// checkPostgres tries whether the database answers and has the schema.
+func checkPostgres(ctx context.Context, c *config.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	store, err := postgres.Open(ctx, c.SQLConnectionString.Text(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return config.Fault{Key: "sqlConnectionString", Problem: err.Error(), Remedy: "see that the database can be reached from here and is migrated"}
+	}
+	return store.Close()
 }
