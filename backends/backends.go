@@ -11,7 +11,7 @@
 //     come by; a create over it succeeds and begins a new session (cookie 1).
 //  3. Whatever finds a session renews it: Get, GetExclusive, Release, Set and
 //     ResetTimeout, also when the answer is a LockedError, ErrExists or
-//     ErrConflict. Stores that write to disk may coalesce: they keep
+//     ErrConflict, and a Remove that is refused. Stores that write to disk may coalesce: they keep
 //     expires = now + timeout + Slack(timeout) and write it only when the kept
 //     value is below now + timeout. A session never expires early.
 //  4. Missing is ErrNotFound and nothing else is. A store that cannot tell
@@ -26,7 +26,8 @@
 //     operation may have been applied, or may still be. The caller may then
 //     try again with the same Token; the store applies the operation at most
 //     once, never over what another request wrote after the first try, and
-//     a first try that was applied has its answer repeated exactly.
+//     a first try that was applied has its answer repeated exactly, whatever has
+//     become of its lock since.
 //     Errors that are ErrNotApplied leave nothing behind.
 //  8. A lock belongs to its cookie, never to a connection. A new session has
 //     cookie 1; each GetExclusive that succeeds adds one, so that the first lock
@@ -166,15 +167,17 @@ type Store interface {
 	// ErrNotFound.
 	ResetTimeout(ctx context.Context, key Key) error
 
-	// DeleteExpired deletes expired sessions, at most limit, and returns how
-	// many. It never delays the other operations for long.
+	// DeleteExpired deletes expired sessions, at most limit, and returns how many;
+	// fewer than limit means that none was left when it looked. It never
+	// delays the other operations for long. It also forgets applications that have no sessions
+	// and that nobody has asked for in 24 hours: who keeps an AppID asks again more often.
 	DeleteExpired(ctx context.Context, limit int) (int, error)
 
 	// Ping asks whether the store can serve.
 	Ping(ctx context.Context) error
 
 	// Close makes acknowledged effects durable and frees the store. Calls
-	// still under way, and later ones, fail.
+	// still under way, and later ones, fail. Closing again does nothing.
 	Close() error
 }
 
