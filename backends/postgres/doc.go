@@ -55,9 +55,9 @@
 // CockroachDB lacks position() and overlay() of bytes, which the statements need for tokens: define them as
 // functions, or use another engine.
 //
-// # Handing locks over
+// # Later
 //
-// A server whose requests wait for a lock marks the row (flags bit 1). The Release, Set or Remove that finds the mark clears
-// it and notifies the schema's channel in the same statement; without a mark there is no NOTIFY, whose commits exclude each other.
-// LISTEN needs a direct connection: behind a pooler, where nothing arrives, Listen says so and waiters poll.
+// Handing a lock over to a waiter at another server: a refused GetExclusive could leave a mark on the row (flags bit 1), and
+// a Release or Set that finds the mark would clear it and notify a channel in the same statement; without a waiter there is no NOTIFY, whose commits exclude each other.
+// LISTEN needs a direct connection; behind a pooler waiters poll.
 package postgres
