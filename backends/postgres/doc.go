@@ -49,15 +49,14 @@
 // Without prepared statements there (max_prepared_statements=0) the store notices, and has every statement planned anew; this costs several times the
 // processor time. PgBouncer refuses most parameters of connection strings: set search_path with ALTER ROLE.
 //
-// Tried: PostgreSQL 15, PgBouncer 1.18. By reading only: Citus (sessions distributed by session_id would need it first in the key),
-// YugabyteDB and CockroachDB. They run in isolation levels where statements may fail with 40001, which is retried; fillfactor, autovacuum
-// settings and storage are an optional part of the schema; the sweeper does without advisory locks where they are refused.
-// CockroachDB lacks position() and overlay() of bytes, which the statements need for tokens: define them as
-// functions, or use another engine.
+// Tried: PostgreSQL 15, PgBouncer 1.18. By reading only: PostgreSQL 13 (nothing here is newer), Citus, YugabyteDB and CockroachDB. Their
+// statements may fail with 40001, which is retried; fillfactor, autovacuum settings and storage are an optional part of the
+// schema; the sweeper does without advisory locks where they are refused; and the statements keep to functions of bytes that all of
+// them have.
 //
-// # Later
+// # Handing locks over
 //
-// Handing a lock over to a waiter at another server: a refused GetExclusive could leave a mark on the row (flags bit 1), and
-// a Release or Set that finds the mark would clear it and notify a channel in the same statement; without a waiter there is no NOTIFY, whose commits exclude each other.
-// LISTEN needs a direct connection; behind a pooler waiters poll.
+// A server whose requests wait for a lock marks the row (flags bit 1). The Release, Set or Remove that finds the mark clears
+// it and notifies the schema's channel in the same statement; without a mark there is no NOTIFY, whose commits exclude each other.
+// LISTEN needs a direct connection: behind a pooler, where nothing arrives, Listen says so and waiters poll.
 package postgres

@@ -207,7 +207,7 @@ func TestAnswerLost(t *testing.T) {
 			t.Run("Remove leaves the next session alone", func(t *testing.T) {
 				u.T = t
 				key, tok := u.key(), newToken()
-				data := u.create(key)
+				u.create(key)
 				u.try(f, tok, func() error { return u.store.Remove(ctx, key, tok, 1, backends.IfUnlocked) })
 				if !applied {
 					u.must(u.store.Remove(ctx, key, tok, 1, backends.IfUnlocked))
@@ -217,7 +217,7 @@ func TestAnswerLost(t *testing.T) {
 					t.Fatal(err)
 				}
 				u.must(u.store.Remove(ctx, key, tok, 1, backends.IfUnlocked))
-				data = u.create(key)
+				data := u.create(key)
 				u.must(u.store.Remove(ctx, key, tok, 1, backends.IfUnlocked))
 				if !u.holds(key, data, 1).Uninitialized {
 					t.Fatal("the new session has lost its mark")
@@ -297,6 +297,28 @@ func TestStatementArrivesLate(t *testing.T) {
 		u.must(u.store.Set(ctx, key, newToken(), w(data)))
 		u.proxy.letGo()
 		u.holds(key, data, 1)
+	})
+	t.Run("after its deadline, though it was never tried again", func(t *testing.T) {
+		if !long(t) {
+			return
+		}
+		u.T = t
+		for _, create := range []bool{false, true} {
+			key, tok := u.key(), newToken()
+			var data []byte
+			if !create {
+				data = u.create(key)
+			}
+			u.try(holdStatement, tok, func() error { return u.store.Set(ctx, key, tok, w(item(100))) })
+			time.Sleep(patience + time.Second)
+			u.proxy.letGo()
+			if _, err := u.seer.Get(ctx, key, newToken()); create && !errors.Is(err, backends.ErrNotFound) {
+				t.Fatalf("%v: the statement has created a session after its deadline", err)
+			}
+			if !create {
+				u.holds(key, data, 1)
+			}
+		}
 	})
 }
 
