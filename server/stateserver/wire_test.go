@@ -22,7 +22,7 @@ import (
 	"aspstate/server/stateserver/transcript"
 )
 
-var address = flag.String("address", "", "play the transcripts against the state server at this address instead")
+var address = flag.String("address", "", "play the transcripts against the state server at this address instead; the two with a session ID of their own want it without that session")
 
 var discard = slog.New(slog.DiscardHandler)
 
