@@ -3,6 +3,7 @@
 GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 1m
+DURATION ?= 10m
 
 # Checked with versions of their own, so that a new release cannot break a build.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -29,8 +30,16 @@ run: build ## build, and serve on 127.0.0.1:42424 with the sessions in ./data/as
 test: go gcc postgresql gofmt vet cross ## what every change must pass: formatting, vet, all platforms, tests with -race
 	$(GO) test -race -timeout 8m ./...
 
-test-all: test lint ## test, lint, and a short fuzzing of every parser
+test-all: test lint ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
+	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres
+	$(MAKE) mutants
 	$(MAKE) fuzz FUZZTIME=10s
+
+mutants: go ## plant known faults, one at a time, and see that the tests find each
+	$(GO) run ./harness/mutants
+
+soak: go ## everything that can go wrong, in random mixture, for DURATION (10m)
+	$(GO) test ./harness -run '^TestSoak$$' -soak $(DURATION) -timeout 0 -v
 
 fuzz: go ## fuzz every target for FUZZTIME (1m) each
 	@$(GO) list -f '{{.Dir}} {{.ImportPath}}' ./... | while read -r dir package; do \
