@@ -139,17 +139,18 @@ func content(t testing.TB, b []byte) int {
 // TestDirect checks histories on a store itself.
 func TestDirect(t *testing.T) {
 	for _, s := range stores {
-		t.Run(s.name+"/expiring", func(t *testing.T) { several(t, 10, s, expiringHistory) })
-		t.Run(s.name+"/impatient", func(t *testing.T) { several(t, 6, s, impatientHistory) })
+		t.Run(s.name+"/expiring", func(t *testing.T) { several(t, mathrand.Uint64, 10, s, expiringHistory) })
+		t.Run(s.name+"/impatient", func(t *testing.T) { several(t, mathrand.Uint64, 6, s, impatientHistory) })
 	}
 }
 
 // scenario is a test of a store that draws on a seed.
 type scenario func(t *testing.T, s store, rng *mathrand.Rand)
 
-func several(t *testing.T, n int, s store, run scenario) {
+// several runs a scenario n times at once.
+func several(t *testing.T, seeds func() uint64, n int, s store, run scenario) {
 	for range n {
-		seed := mathrand.Uint64()
+		seed := seeds()
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			run(t, s, newRand(seed))
@@ -186,7 +187,7 @@ func pause(rng *mathrand.Rand, timeout time.Duration) time.Duration {
 	case 0:
 		return part(0, 0.2)
 	case 1:
-		return timeout + backends.Slack(timeout) + part(0, 0.3)
+		return timeout + slack(timeout) + part(0, 0.3)
 	case 2:
 		return part(1, 1.8)
 	default:

@@ -174,7 +174,7 @@ func fullDisk(t *testing.T, rng *rand.Rand) {
 		return
 	}
 	flags := []string{"--sql-connection-string=sqlite:" + filepath.Join(folder, "aspstate.db"), "--request-budget=3s", "--lock-wait=0s"}
-	d := &disk{t: t, server: serve(t, flags...), kept: map[string]int{}}
+	d := &disk{t: t, server: serve(t, program, flags...), kept: map[string]int{}}
 	newTarget := func() string { return client.Target(appID, transcript.NewID()) }
 
 	// Sessions that will be written under their lock, and some whose lock is just held.
@@ -246,6 +246,6 @@ func fullDisk(t *testing.T, rng *rand.Rand) {
 
 	// What was acknowledged, on a full disk too, outlives the process.
 	d.server.kill()
-	d.server = serve(t, flags...)
+	d.server = serve(t, program, flags...)
 	d.holds("after a kill", nil, nil)
 }

@@ -137,8 +137,12 @@ func (m *model) mayBeThere(s session) bool {
 	if !m.timed || !s.exists || s.timeout == backends.NeverExpires {
 		return true
 	}
-	return s.now-s.touchedTo <= s.timeout+backends.Slack(s.timeout)+m.margin
+	return s.now-s.touchedTo <= s.timeout+slack(s.timeout)+m.margin
 }
+
+// slack is how much later than its timeout a session may expire. It is not backends.Slack,
+// which is judged as well.
+func slack(timeout time.Duration) time.Duration { return min(timeout/20, time.Minute) }
 
 // try appends the state after the operation, if the answer fits.
 func (m *model) try(next []session, s session, req request, ans answer) []session {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,23 +34,31 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// program builds aspstate, with the race detector if the tests have it, and returns its path.
-var program = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(folder, "aspstate")
-	args := []string{"build", "-o", path}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "-race" && s.Value == "true" {
-				args = append(args, "-race")
-			}
-		}
-	}
-	out, err := exec.Command("go", append(args, "aspstate/cmd/aspstate")...).CombinedOutput()
-	if err != nil {
+// The programs under test: with the race detector if the tests have it, and without, at full speed.
+var (
+	program     = sync.OnceValues(func() (string, error) { return build("aspstate", raceDetector()...) })
+	fastProgram = sync.OnceValues(func() (string, error) { return build("aspstate-fast") })
+)
+
+// build builds aspstate and returns its path.
+func build(name string, flags ...string) (string, error) {
+	path := filepath.Join(folder, name)
+	args := slices.Concat([]string{"build", "-o", path}, flags, []string{"aspstate/cmd/aspstate"})
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build aspstate: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
+
+func raceDetector() (flags []string) {
+	info, _ := debug.ReadBuildInfo()
+	for _, s := range info.Settings {
+		if s.Key == "-race" && s.Value == "true" {
+			flags = append(flags, "-race")
+		}
+	}
+	return flags
+}
 
 // process is a running aspstate.
 type process struct {
@@ -83,9 +92,9 @@ func (b *logBuffer) String() string {
 
 var ready = regexp.MustCompile(`stateConnectionString="tcpip=([^"]+)"`)
 
-// serve starts aspstate on a free port and waits until it serves. It is stopped at the end of the test, in
+// serve starts a program on a free port and waits until it serves. It is stopped at the end of the test, in
 // good order unless it was killed.
-func serve(t testing.TB, flags ...string) *process {
+func serve(t testing.TB, program func() (string, error), flags ...string) *process {
 	t.Helper()
 	path, err := program()
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 var tally struct {
 	operations atomic.Int64 // answered requests of recorded histories, crash rounds and full disks
 	histories  atomic.Int64
+	crashes    atomic.Int64
 	violations atomic.Int64
 	faults     counts
 }

@@ -100,10 +100,10 @@ func (w *wire) call(req request) (client.Answer, error) {
 // database can be shared.
 func TestWire(t *testing.T) {
 	for _, s := range stores {
-		t.Run(s.name+"/undisturbed", func(t *testing.T) { several(t, 2, s, wireHistories) })
-		t.Run(s.name+"/clients disturbed", func(t *testing.T) { several(t, 3, s, disturbedClients) })
+		t.Run(s.name+"/undisturbed", func(t *testing.T) { several(t, rand.Uint64, 2, s, wireHistories) })
+		t.Run(s.name+"/clients disturbed", func(t *testing.T) { several(t, rand.Uint64, 3, s, disturbedClients) })
 		if s.network {
-			t.Run(s.name+"/database disturbed", func(t *testing.T) { several(t, 3, s, disturbedDatabase) })
+			t.Run(s.name+"/database disturbed", func(t *testing.T) { several(t, rand.Uint64, 3, s, disturbedDatabase) })
 		}
 	}
 }
@@ -149,7 +149,7 @@ func processes(t *testing.T, s store, via via) (addresses []string) {
 		n = 2
 	}
 	for range n {
-		addresses = append(addresses, serve(t, flags...).address)
+		addresses = append(addresses, serve(t, program, flags...).address)
 	}
 	return addresses
 }
