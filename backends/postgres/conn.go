@@ -15,8 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// patience is how long a statement may take, by the client's clock and, in its deadline, by the database's:
-// what was cut off longer ago than that does nothing when it arrives at last.
+// patience is how long a statement may take whose items are not large, by the client's clock and, in its deadline, by the
+// database's: what was cut off longer ago than that does nothing when it arrives at last.
 const patience = 10 * time.Second
 
 // database is where connections lead.

@@ -228,7 +228,7 @@ func (w *worker) answer(batch []*call, err error) {
 
 // deadline is when the last caller of a batch has gone.
 func deadline(batch []*call) time.Time {
-	limit := time.Now().Add(patience)
+	limit := time.Now().Add(patienceWith(batch))
 	var last time.Time
 	for _, c := range batch {
 		d, ok := c.ctx.Deadline()
@@ -240,4 +240,14 @@ func deadline(batch []*call) time.Time {
 		}
 	}
 	return last
+}
+
+// patienceWith is how long the statement of a batch may take: longer where items are large, but well within
+// the time that tokens are remembered.
+func patienceWith(batch []*call) time.Duration {
+	size := 0
+	for _, c := range batch {
+		size += len(c.data)
+	}
+	return min(patience+time.Duration(size>>20)*400*time.Millisecond, 4*patience)
 }

@@ -213,7 +213,7 @@ func (w *worker) writeParams(batch []*call) [][]byte {
 		byteas(batch, 32*len(batch), w.entry),
 		w.stream[:],
 		binary.BigEndian.AppendUint64(nil, uint64(now.Add(-remembered).UnixMicro())),
-		timestamp(now.Add(patience)),
+		timestamp(now.Add(patienceWith(batch))),
 		[]byte(lockTimeout),
 	)
 }
