@@ -23,7 +23,7 @@
 // statements find and replace them without looking at each.
 //
 // A statement that was cut off may still be on its way, and arrive after its retry was answered. So the entry of a retry
-// stays for a minute as well, whatever its answer, and no statement has any effect ten seconds after it was sent (by
+// stays for a minute as well, whatever its answer, and no statement has any effect ten seconds (forty with large items) after it was sent (by
 // the database's clock, which every answer tells).
 //
 // Remove leaves the row behind for two minutes, expired and without its item, for the sake of its entries; a session that
