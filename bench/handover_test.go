@@ -1,3 +1,5 @@
+//go:build unix
+
 // Package bench compares. Its results are ratios, of two things measured in the same run.
 package bench
 
