@@ -58,6 +58,9 @@ func TestUnusedApplicationsAreForgotten(t *testing.T) {
 	if n := rows(t, s); n != 2 {
 		t.Fatalf("%d applications are left, want 2", n)
 	}
+	if !s.apps.knows(appA) {
+		t.Error("an application with sessions has to be looked up")
+	}
 	for name, want := range map[string]backends.AppID{appA: used, "young": young} {
 		if id, err := s.Application(t.Context(), name, false); id != want || err != nil {
 			t.Errorf("%s: AppID %d, error %v, want %d", name, id, err, want)
@@ -194,6 +197,13 @@ func TestTooManyApplications(t *testing.T) {
 		}
 		s = openStore(t, path)
 	}
+	resume := stall(t, s) // the writer is not troubled with names that there is no room for
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	_, err := s.Application(ctx, "one too many", true)
+	wantIs(t, err, backends.ErrFull)
+	cancel()
+	resume()
+
 	// Those of long ago go, some at a time.
 	for n := maxApplications; n > maxApplications-3*forgetAtOnce; n -= forgetAtOnce {
 		if got := rows(t, s); got != n {

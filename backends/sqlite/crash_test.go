@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -224,10 +225,14 @@ func runAndKill(t *testing.T, path string) []ack {
 		t.Fatal(err)
 	}
 	var acks []ack
+	var killed atomic.Bool
 	lines := bufio.NewScanner(stdout)
 	for lines.Scan() {
 		if len(acks) == 0 {
-			time.AfterFunc(200*time.Millisecond+mathrand.N(300*time.Millisecond), func() { child.Process.Kill() })
+			time.AfterFunc(200*time.Millisecond+mathrand.N(300*time.Millisecond), func() {
+				killed.Store(true)
+				child.Process.Kill()
+			})
 		}
 		var a ack
 		if err := json.Unmarshal(lines.Bytes(), &a); err != nil {
@@ -235,7 +240,7 @@ func runAndKill(t *testing.T, path string) []ack {
 		}
 		acks = append(acks, a)
 	}
-	if err := child.Wait(); child.ProcessState.Exited() {
+	if err := child.Wait(); !killed.Load() {
 		t.Fatalf("the child ended by itself: %v", err)
 	}
 	return acks

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -81,18 +80,20 @@ func TestRetryGetsTheFirstTrysAnswer(t *testing.T) {
 			if name == "when it has finished" {
 				resume()
 				inWriter(t, s, func(*writer) error { return nil })
-			} else {
-				time.AfterFunc(time.Millisecond, resume)
 			}
-			item, err := getExclusive(t.Context())
+			var item backends.Item
+			var wg sync.WaitGroup
+			wg.Go(func() { item, err = getExclusive(t.Context()) })
+			for kept(s) > 0 { // until the retry has found it
+				runtime.Gosched()
+			}
+			resume()
+			wg.Wait()
 			if err != nil || item.LockCookie != 2 || !item.Uninitialized || !bytes.Equal(item.Data, data(1)) || item.Timeout != timeout {
 				t.Fatalf("the retry's answer is %+v, error %v", item, err)
 			}
 			_, err = s.Get(t.Context(), key(1), newToken())
 			wantLocked(t, err, 2)
-			if n := kept(s); n != 0 {
-				t.Errorf("%d outcomes are kept for nobody", n)
-			}
 		})
 	}
 }
@@ -309,7 +310,6 @@ func TestOutcomesAreBounded(t *testing.T) {
 }
 
 func TestCloseFinishesWhatIsQueued(t *testing.T) {
-	before := runtime.NumGoroutine()
 	s := newStore(t)
 	set(t, s, key(1), write(data(1)))
 	resume := stall(t, s)
@@ -337,15 +337,9 @@ func TestCloseFinishesWhatIsQueued(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
-		if time.Now().After(deadline) {
-			stacks := make([]byte, 1<<20)
-			stacks = stacks[:runtime.Stack(stacks, true)]
-			if strings.Contains(string(stacks), "backends/sqlite.(*writer)") {
-				t.Fatalf("goroutines are left:\n%s", stacks)
-			}
-			break
-		}
+	stacks := make([]byte, 1<<20)
+	if stacks = stacks[:runtime.Stack(stacks, true)]; bytes.Contains(stacks, []byte("sqlite.(*writer).run(")) {
+		t.Errorf("the writer still runs:\n%s", stacks)
 	}
 	s = openStore(t, s.file.Path())
 	holds(t, s, key(1), data(2), 1)

@@ -14,7 +14,7 @@ import (
 
 // writerPragmas are run on the writer's connection, besides those of the file.
 var writerPragmas = []string{
-	"wal_autocheckpoint = 4000", // pages: 16 MB of log, written back at once
+	"wal_autocheckpoint = 8000", // pages: 32 MB of log, written back at once
 	"journal_size_limit = 67108864",
 	"cache_size = -32768", // KiB; nobody else writes, so it stays valid
 }
@@ -116,6 +116,9 @@ func (w *writer) execute(batch []*op) {
 	if time.Since(w.warned) > time.Minute {
 		w.warned = time.Now()
 		w.log.Warn("a transaction on the SQLite file failed", "operations", len(batch), "error", err)
+	}
+	if primary(err) == sqlite3.SQLITE_BUSY {
+		return // another program holds the file, and would hold up each operation as long again
 	}
 	if kind(err) == backends.ErrFull {
 		// The log's pages that are written back can be used again, enough at least to release

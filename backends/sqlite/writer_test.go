@@ -3,9 +3,11 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	sqlite3 "modernc.org/sqlite/lib"
 
@@ -110,6 +112,45 @@ func TestFailureInBatchLeavesOthersAlone(t *testing.T) {
 	holds(t, s, key(1), big, 1)
 }
 
+func TestHeldFileIsWaitedForOnce(t *testing.T) {
+	s := newStore(t)
+	set(t, s, key(0), write(data(0)))
+	inWriter(t, s, func(w *writer) error { return w.conn.exec("PRAGMA busy_timeout = 500") })
+	tx, err := s.file.DB().BeginTx(t.Context(), nil) // immediate
+	if err != nil {
+		t.Fatal(err)
+	}
+	var batch []*op
+	for i := range 10 {
+		o := newOp("set", (*writer).set, key(i), newToken())
+		o.data, o.timeout, o.stores = data(1), timeout, true
+		batch = append(batch, o)
+	}
+	start := time.Now()
+	s.queue.mu.Lock() // so that they are one batch
+	for _, o := range batch {
+		o.given = true
+		s.queue.ops = append(s.queue.ops, o)
+	}
+	s.queue.work.Signal()
+	s.queue.mu.Unlock()
+	for _, o := range batch {
+		<-o.done
+		wantIs(t, o.err, backends.ErrNotApplied)
+		if primary(o.err) != sqlite3.SQLITE_BUSY || backends.IsAnswer(o.err) || errors.Is(o.err, backends.ErrPermanent) {
+			t.Fatalf("a held file is %v", o.err)
+		}
+	}
+	if took := time.Since(start); took > 3*time.Second {
+		t.Errorf("10 operations waited %v for the file, want half a second", took)
+	}
+	holds(t, s, key(0), data(0), 1) // reading goes on
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	set(t, s, key(0), write(data(1)))
+}
+
 func TestBatchBounds(t *testing.T) {
 	q := &queue{}
 	q.work.L = &q.mu
@@ -174,7 +215,7 @@ func TestLockDoesNotRewriteTheItem(t *testing.T) {
 
 func TestLogStaysBounded(t *testing.T) {
 	if testing.Short() {
-		t.Skip("writes 150 MB")
+		t.Skip("writes 100 MB")
 	}
 	s := newStore(t)
 	const sessions, size = 32, 7000
@@ -194,7 +235,7 @@ func TestLogStaysBounded(t *testing.T) {
 	for w := range sessions {
 		writers.Go(func() {
 			blob := bytes.Repeat([]byte("x"), size)
-			for i := range 600 {
+			for i := range 250 {
 				blob[i] = byte(i)
 				set(t, s, key(w), write(blob))
 			}
