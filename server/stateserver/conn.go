@@ -84,6 +84,7 @@ func (c *conn) awaitRequest() (arrived time.Time, ok bool) {
 			return now, false
 		}
 		now = time.Now()
+		c.settings = c.srv.settings.Load() // they may have changed meanwhile
 	}
 	return now, c.Busy()
 }
