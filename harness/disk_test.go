@@ -23,8 +23,7 @@ const inNamespace = "ASPSTATE_HARNESS_NAMESPACE"
 // TestFullDisk fills the disk under an SQLite file while the server works.
 func TestFullDisk(t *testing.T) {
 	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	fullDisk(t, newRand(seed))
+	t.Run(fmt.Sprint(seed), func(t *testing.T) { fullDisk(t, newRand(seed)) })
 }
 
 // smallDisk mounts a file system of this size.

@@ -1,3 +1,5 @@
+//go:build unix
+
 package harness
 
 import (
@@ -34,6 +36,7 @@ type request struct {
 	timeout   time.Duration      // for set
 	mark      bool               // for set: Uninitialized
 	called    time.Duration
+	ghost     bool // an earlier try of a GetExclusive, of a store that may forget it; it may have had no effect
 }
 
 // answer is what a client was told, or what the model expects it to be told.
@@ -44,6 +47,7 @@ type answer struct {
 	cookie   backends.Cookie // untold where the protocol does not tell it
 	mark     bool            // Uninitialized was reported
 	returned time.Duration   // forever if the outcome is unknown
+	tries    int             // of a client that tried again itself, else 0
 }
 
 type result uint8
@@ -90,7 +94,13 @@ type model struct {
 	// server: the server releases them if it gives the Set up. The value is when the
 	// Set was called.
 	abandoned map[lock]time.Duration
+	// writes says when each content was being written, for a store that forgetsBrokenLocks;
+	// else it is nil.
+	writes map[int]span
 }
+
+// span is a time from, to.
+type span struct{ from, to time.Duration }
 
 type lock struct {
 	key    string
@@ -117,6 +127,9 @@ func (m *model) step(s session, req request, ans answer) (next []session) {
 		}
 		if m.mayBeThere(s) {
 			next = m.try(next, s, req, ans)
+			if req.ghost {
+				next = append(next, s)
+			}
 		}
 	}
 	return next
@@ -152,12 +165,21 @@ func (m *model) try(next []session, s session, req request, ans answer) []sessio
 	case ans.result == doneOrExists && (want.result == done || want.result == exists):
 	case ans.result != want.result:
 		return next
-	case ans.content != want.content || ans.timeout != want.timeout || ans.mark != want.mark:
+	case ans.mark != want.mark:
+		return next
+	case (ans.content != want.content || ans.timeout != want.timeout) && !m.isLater(req, ans, want):
 		return next
 	case ans.cookie != untold && ans.cookie != want.cookie:
 		return next
 	}
 	return append(next, s)
+}
+
+// isLater reports whether the answer may be one of a GetExclusive that was tried again, with an item that
+// was written since the first try.
+func (m *model) isLater(req request, ans, want answer) bool {
+	write, ok := m.writes[ans.content]
+	return ok && req.verb == getExclusive && want.content != 0 && write.to >= req.called && write.from <= ans.returned
 }
 
 // apply carries the operation out on a state in which the session is what it says, and returns
@@ -271,6 +293,9 @@ func (v verb) String() string {
 }
 
 func (r request) String() string {
+	if r.ghost {
+		return r.verb.String() + " (an earlier try)"
+	}
 	switch r.verb {
 	case release:
 		return fmt.Sprintf("%v(cookie %d)", r.verb, r.cookie)

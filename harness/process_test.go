@@ -1,3 +1,5 @@
+//go:build unix
+
 package harness
 
 import (
@@ -17,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"aspstate/backends/postgres/pgtest"
 )
 
 // folder is for what a run of the tests needs once. It is gone at the end.
@@ -29,7 +33,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	code := m.Run()
+	code := pgtest.Main(m)
 	os.RemoveAll(folder)
 	os.Exit(code)
 }

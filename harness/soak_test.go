@@ -6,12 +6,15 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
 
 var (
 	soakFor  = flag.Duration("soak", 0, "how long TestSoak runs")
+	soakOf   = flag.String("stores", "", "the only stores that TestSoak runs on, separated by commas")
 	soakSeed = flag.Uint64("seed", 0, "seed of TestSoak, which decides what runs in which order; 0 is a random one")
 )
 
@@ -28,11 +31,21 @@ func TestSoak(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	rng := newRand(seed)
+	chosen := slices.DeleteFunc(slices.Clone(stores), func(s store) bool {
+		return *soakOf != "" && !slices.Contains(strings.Split(*soakOf, ","), s.name)
+	})
+	if len(chosen) == 0 {
+		t.Fatalf("none of the stores is called %q", *soakOf)
+	}
+	crashes := int64(0)
+	if slices.ContainsFunc(chosen, func(s store) bool { return s.durable }) {
+		crashes = soakCrashes
+	}
 	fmt.Printf("soak: %v, seed %d\n", *soakFor, seed)
 	begun, failed, runs := time.Now(), 0, counts{}
 	said := begun
-	for i := 0; time.Since(begun) < *soakFor || tally.crashes.Load() < soakCrashes; i++ {
-		s := stores[rng.IntN(len(stores))]
+	for i := 0; time.Since(begun) < *soakFor || tally.crashes.Load() < crashes; i++ {
+		s := chosen[rng.IntN(len(chosen))]
 		name, run, n := soakScenario(s, rng)
 		if time.Since(begun) >= *soakFor && name != "crash" {
 			continue // only crashes are missing
@@ -64,7 +77,7 @@ func TestSoak(t *testing.T) {
 // soakScenario chooses a scenario that the store can take, and how many of it run at once.
 func soakScenario(s store, rng *rand.Rand) (name string, run scenario, n int) {
 	for {
-		switch rng.IntN(14) {
+		switch rng.IntN(15) {
 		case 0, 1:
 			return "expiring", expiringHistory, 8
 		case 2, 3:
@@ -77,7 +90,9 @@ func soakScenario(s store, rng *rand.Rand) (name string, run scenario, n int) {
 			if s.network {
 				return "database disturbed", disturbedDatabase, 2
 			}
-		case 10, 11, 12:
+		case 10:
+			return "waiting for locks", waitingHistories, 2
+		case 11, 12, 13:
 			if s.durable {
 				return "crash", crashHistory, 1
 			}

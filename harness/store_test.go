@@ -1,13 +1,18 @@
+//go:build unix
+
 package harness
 
 import (
 	"log/slog"
+	"net/url"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"aspstate/backends"
 	"aspstate/backends/memory"
+	"aspstate/backends/postgres"
+	"aspstate/backends/postgres/pgtest"
 	"aspstate/backends/sqlite"
 	"aspstate/migrations"
 )
@@ -25,6 +30,10 @@ type store struct {
 	shared bool
 	// network says that the database is asked over TCP, at the address given to via.
 	network bool
+	// forgetsBrokenLocks says that a GetExclusive that is tried again after somebody broke its lock has the
+	// item as it is by then, and takes a new lock if the session is another one by then. Rule 7 wants the first
+	// try's answer.
+	forgetsBrokenLocks bool
 	// resolution is the smallest step of the store's clock.
 	resolution time.Duration
 }
@@ -56,6 +65,48 @@ var stores = []store{
 		durable:    true,
 		resolution: time.Millisecond,
 	},
+	{
+		name: "postgres",
+		open: func(t testing.TB, n int, via via) []backends.Store {
+			database := redirect(t, pgtest.Shared(t).Database(t), via)
+			m, db, err := migrations.Postgres(t.Context(), database, false, slog.New(slog.DiscardHandler))
+			if err == nil {
+				t.Cleanup(func() { db.Close() })
+				err = m.Up(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var opened []backends.Store
+			for range n {
+				s, err := postgres.Open(t.Context(), database, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { s.Close() })
+				opened = append(opened, s)
+			}
+			return opened
+		},
+		flags: func(t testing.TB, via via) []string {
+			return []string{"--auto-migrate", "--sql-connection-string=" + redirect(t, pgtest.Shared(t).Database(t), via)}
+		},
+		durable:            true,
+		shared:             true,
+		network:            true,
+		forgetsBrokenLocks: true,
+	},
+}
+
+// redirect puts the address that via returns into the URL of a database.
+func redirect(t testing.TB, database string, via via) string {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = via(u.Host)
+	return u.String()
 }
 
 func openSQLite(t testing.TB, path string) backends.Store {

@@ -1,8 +1,11 @@
+//go:build unix
+
 package harness
 
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -101,6 +104,7 @@ func (w *wire) call(req request) (client.Answer, error) {
 func TestWire(t *testing.T) {
 	for _, s := range stores {
 		t.Run(s.name+"/undisturbed", func(t *testing.T) { several(t, rand.Uint64, 2, s, wireHistories) })
+		t.Run(s.name+"/waiting for locks", func(t *testing.T) { several(t, rand.Uint64, 2, s, waitingHistories) })
 		t.Run(s.name+"/clients disturbed", func(t *testing.T) { several(t, rand.Uint64, 3, s, disturbedClients) })
 		if s.network {
 			t.Run(s.name+"/database disturbed", func(t *testing.T) { several(t, rand.Uint64, 3, s, disturbedDatabase) })
@@ -109,14 +113,21 @@ func TestWire(t *testing.T) {
 }
 
 func wireHistories(t *testing.T, s store, rng *rand.Rand) {
-	servers := processes(t, s, straight)
+	servers := processes(t, s, straight, "0s")
 	for range 4 {
-		wireHistory(t, servers, rng, nil, false)
+		wireHistory(t, s, servers, rng, nil, false)
+	}
+}
+
+func waitingHistories(t *testing.T, s store, rng *rand.Rand) {
+	servers := processes(t, s, straight, "100ms")
+	for range 2 {
+		wireHistory(t, s, servers, rng, nil, false)
 	}
 }
 
 func disturbedClients(t *testing.T, s store, rng *rand.Rand) {
-	servers := processes(t, s, straight)
+	servers := processes(t, s, straight, "20ms")
 	var proxies []*proxy
 	var addresses []string
 	for _, address := range servers {
@@ -124,8 +135,9 @@ func disturbedClients(t *testing.T, s store, rng *rand.Rand) {
 		proxies = append(proxies, p)
 		addresses = append(addresses, p.address)
 	}
+	accidents := newRand(rng.Uint64())
 	for range 3 {
-		wireHistory(t, addresses, rng, func() { proxies[rng.IntN(len(proxies))].disturb(t, rng, "client and server") }, false)
+		wireHistory(t, s, addresses, rng, func() { proxies[accidents.IntN(len(proxies))].disturb(t, accidents, "client and server") }, false)
 	}
 }
 
@@ -134,16 +146,17 @@ func disturbedDatabase(t *testing.T, s store, rng *rand.Rand) {
 	servers := processes(t, s, func(address string) string {
 		p = newProxy(t, address)
 		return p.address
-	})
+	}, "20ms")
+	accidents := newRand(rng.Uint64())
 	for range 3 {
-		wireHistory(t, servers, rng, func() { p.disturb(t, rng, "server and database") }, true)
+		wireHistory(t, s, servers, rng, func() { p.disturb(t, accidents, "server and database") }, true)
 	}
 }
 
 // processes starts the servers of a fresh database and returns their addresses.
-func processes(t *testing.T, s store, via via) (addresses []string) {
+func processes(t *testing.T, s store, via via, lockWait string) (addresses []string) {
 	t.Helper()
-	flags := append(s.flags(t, via), "--request-budget="+requestBudget.String(), "--lock-wait=0s", "--sweep-interval=1s")
+	flags := append(s.flags(t, via), "--request-budget="+requestBudget.String(), "--lock-wait="+lockWait, "--sweep-interval=1s")
 	n := 1
 	if s.shared {
 		n = 2
@@ -155,7 +168,7 @@ func processes(t *testing.T, s store, via via) (addresses []string) {
 }
 
 // wireHistory works on two new sessions of running servers, and disturbs the work now and then.
-func wireHistory(t *testing.T, servers []string, rng *rand.Rand, disturb func(), databaseFails bool) {
+func wireHistory(t *testing.T, s store, servers []string, rng *rand.Rand, disturb func(), databaseFails bool) {
 	t.Helper()
 	history := newRecorder()
 	id := transcript.NewID()
@@ -170,23 +183,33 @@ func wireHistory(t *testing.T, servers []string, rng *rand.Rand, disturb func(),
 		}()
 		clients = append(clients, newWebServer(i, w, newRand(rng.Uint64()), history, keys, []time.Duration{20 * time.Minute, time.Hour}))
 	}
-	work := newRand(rng.Uint64())
-	ctx, cancel := context.WithCancel(t.Context())
+	stop := disturbed(history, newRand(rng.Uint64()), disturb)
+	for i := 0; i < 8 || history.overlapping() < enough && i < 300; i++ {
+		burst(clients, 5+rng.IntN(8), rng.IntN(2) == 0)
+	}
+	stop()
+	m := &model{abandoned: history.abandoned()}
+	if databaseFails && s.forgetsBrokenLocks {
+		m.writes = history.writes()
+		history.addGhosts()
+	}
+	history.check(t, m)
+}
+
+// disturbed lets accidents happen, unless there are none, until the function that it returns is called or the history
+// has enough operations of unknown outcome.
+func disturbed(history *recorder, rng *rand.Rand, accident func()) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	if disturb != nil {
+	if accident != nil {
 		wg.Go(func() {
 			for ctx.Err() == nil && history.mayForget() {
-				disturb()
+				accident()
 				time.Sleep(time.Duration(rng.Int64N(int64(60 * time.Millisecond)))) // until the next accident
 			}
 		})
 	}
-	for i := 0; i < 8 || history.overlapping() < enough && i < 300; i++ {
-		burst(clients, 5+work.IntN(8), work.IntN(2) == 0)
-	}
-	cancel()
-	wg.Wait()
-	history.check(t, &model{abandoned: history.abandoned()})
+	return func() { cancel(); wg.Wait() }
 }
 
 // abandoned returns the locks of the Sets whose outcome the client does not know.
@@ -202,4 +225,28 @@ func (r *recorder) abandoned() map[lock]time.Duration {
 		}
 	}
 	return locks
+}
+
+// writes returns when each content was being written.
+func (r *recorder) writes() map[int]span {
+	writes := map[int]span{}
+	for _, op := range r.ops {
+		if req := op.Input.(request); req.verb == set {
+			writes[req.content] = span{req.called, op.Output.(answer).returned}
+		}
+	}
+	return writes
+}
+
+// addGhosts adds the earlier try that every GetExclusive may have had: servers wait for 5 ms at least
+// before they try again, other clients do not.
+func (r *recorder) addGhosts() {
+	for _, op := range slices.Clone(r.ops) {
+		req, ans := op.Input.(request), op.Output.(answer)
+		if req.verb == getExclusive && (ans.tries > 1 || ans.tries == 0 && ans.returned-req.called >= 5*time.Millisecond) {
+			req.ghost = true
+			op.Input, op.Output = req, answer{result: unknown, returned: ans.returned}
+			r.ops = append(r.ops, op)
+		}
+	}
 }
