@@ -127,6 +127,22 @@ func expires(t testing.TB, s *Store, key backends.Key) (ms int64) {
 	return ms
 }
 
+// A renewal may wait for its commit while the session expires for those who look at what is
+// committed. Only the writer knows.
+func TestReadersDoNotDecideThatASessionHasExpired(t *testing.T) {
+	s := newStore(t)
+	w := write(data(1))
+	w.Timeout = -1
+	set(t, s, key(1), w)
+	var get, reset error
+	inOneBatch(t, s, // which waits until the writer has been asked
+		func() { _, get = s.Get(context.Background(), key(1), newToken()) },
+		func() { reset = s.ResetTimeout(context.Background(), key(1)) },
+	)
+	wantIs(t, get, backends.ErrNotFound)
+	wantIs(t, reset, backends.ErrNotFound)
+}
+
 func TestPageCycleRenewsSeldom(t *testing.T) {
 	s := newStore(t)
 	set(t, s, key(1), write(data(1)))
