@@ -16,8 +16,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// playTranscripts plays the front end's transcripts against a server, byte for byte.
-func playTranscripts(t *testing.T, address string) {
+// playTranscripts plays the front end's transcripts, byte for byte.
+func playTranscripts(t *testing.T, dial func() (net.Conn, error)) {
 	t.Helper()
 	files, err := filepath.Glob("../../server/stateserver/testdata/transcripts/*.txt")
 	if err != nil || len(files) == 0 {
@@ -30,7 +30,7 @@ func playTranscripts(t *testing.T, address string) {
 		}
 		steps, err := transcript.Parse(string(text))
 		if err == nil {
-			err = transcript.Play(steps, func() (net.Conn, error) { return net.Dial("tcp", address) })
+			err = transcript.Play(steps, dial)
 		}
 		if err != nil {
 			t.Errorf("%s: %v", filepath.Base(file), err)
@@ -49,7 +49,7 @@ func TestTranscriptsOnEveryStore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := start(t, append(args, "--lock-wait=0s")...)
-			playTranscripts(t, r.address)
+			playTranscripts(t, func() (net.Conn, error) { return net.Dial("tcp", r.address) })
 			r.stop()
 			r.ended(t, 0)
 		})
