@@ -40,10 +40,11 @@ const (
 	opResetTimeout   = 6
 )
 
-// readSQL answers Get and ResetTimeout from a snapshot, unless there is something to write. A missing session has no row.
+// readSQL answers Get and ResetTimeout from a snapshot, unless there is something to write, or the session seems to have
+// expired: another statement may have renewed it and not be committed yet. A missing session has no row.
 const readSQL = `
 SELECT i.n,
-       CASE WHEN s.expires < s.expires_due AND s.timeout <> 0
+       CASE WHEN s.expires < s.now OR s.expires < s.expires_due AND s.timeout <> 0
               OR i.op = 1 AND (s.flags & 1 = 1 OR position(i.token IN s.recent) > 0) THEN 9
             WHEN i.op = 1 AND s.locked THEN 2
             ELSE 0 END AS act,
@@ -53,7 +54,7 @@ FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::bytea[]) WITH ORDINALITY AS
 CROSS JOIN LATERAL (
     SELECT s.*, clock_timestamp() AS now, clock_timestamp() + s.timeout * interval '1 millisecond' AS expires_due
     FROM sessions s
-    WHERE s.app_id = i.app_id AND s.session_id = i.session_id AND s.expires >= clock_timestamp()
+    WHERE s.app_id = i.app_id AND s.session_id = i.session_id
     OFFSET 0
 ) s`
 
@@ -153,7 +154,8 @@ FROM ruled
 WHERE NOT writes
 UNION ALL
 SELECT i.n, CASE
-        WHEN s.app_id IS NULL OR s.expires < clock_timestamp() THEN 1
+        WHEN s.app_id IS NULL THEN 1
+        WHEN s.expires < clock_timestamp() THEN 6 -- as of the snapshot: it may have been renewed while this waited for other rows
         WHEN i.op <= 2 AND s.locked THEN 2
         ELSE 6 END,
     clock_timestamp(), NULL, s.lock_cookie, s.lock_date, s.timeout, false, NULL, NULL
