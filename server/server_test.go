@@ -116,8 +116,8 @@ func TestAtTheLimitTheLongestIdleConnectionMakesRoom(t *testing.T) {
 		if !say(c) {
 			t.Fatal("no answer below the limit")
 		}
+		e.idle(t, 3)
 	}
-	e.idle(t, 3)
 	if !say(e.dial(t)) {
 		t.Fatal("a fourth connection was not served")
 	}
