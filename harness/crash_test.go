@@ -76,7 +76,7 @@ func (j *journal) lastSecond() int {
 	return len(j.overwrites) - n
 }
 
-// crashHistory kills the server of one database crashRounds times.
+// crashHistory kills the server of one database, or all three where it can be shared, crashRounds times.
 func crashHistory(t *testing.T, s store, rng *rand.Rand) {
 	j := &journal{}
 	for i := range j.workers {
@@ -85,23 +85,32 @@ func crashHistory(t *testing.T, s store, rng *rand.Rand) {
 		}
 	}
 	flags := append(s.flags(t, straight), "--lock-wait=0s")
-	server := serve(t, fastProgram, flags...)
+	servers := make([]*process, 1)
+	if s.shared {
+		servers = make([]*process, 3)
+	}
+	start := func() {
+		for i := range servers {
+			servers[i] = serve(t, fastProgram, flags...)
+		}
+	}
+	start()
 	for round := 0; round < crashRounds && !t.Failed(); round++ {
-		j.load(t, server, rng)
-		server = serve(t, fastProgram, flags...)
-		j.verify(t, server)
+		j.load(t, servers, rng)
+		start()
+		j.verify(t, servers)
 	}
 }
 
-// load works until the server is killed at a random moment.
-func (j *journal) load(t *testing.T, server *process, rng *rand.Rand) {
+// load works until the servers are killed at a random moment.
+func (j *journal) load(t *testing.T, servers []*process, rng *rand.Rand) {
 	j.overwrites = nil
 	var killed atomic.Bool
 	var wg sync.WaitGroup
 	for i := range j.workers {
 		rng := newRand(rng.Uint64())
 		wg.Go(func() {
-			c, err := client.Dial(server.address)
+			c, err := client.Dial(servers[i%len(servers)].address)
 			if err != nil {
 				t.Error(err)
 				return
@@ -125,7 +134,9 @@ func (j *journal) load(t *testing.T, server *process, rng *rand.Rand) {
 		time.Sleep(time.Millisecond) // the moment of the kill is random anyway
 	}
 	killed.Store(true)
-	server.kill()
+	for _, server := range servers {
+		server.kill()
+	}
 	overwrites := j.lastSecond()
 	wg.Wait()
 	tally.crashes.Add(1)
@@ -194,14 +205,14 @@ func (j *journal) work(t *testing.T, c *client.Conn, sessions []*entry, rng *ran
 }
 
 // verify compares every session with the journal and leaves it unlocked.
-func (j *journal) verify(t *testing.T, server *process) {
+func (j *journal) verify(t *testing.T, servers []*process) {
 	var wg sync.WaitGroup
 	for _, sessions := range j.workers {
 		wg.Go(func() {
 			var c [2]*client.Conn
 			for i := range c {
 				var err error
-				if c[i], err = client.Dial(server.address); err != nil {
+				if c[i], err = client.Dial(servers[i%len(servers)].address); err != nil {
 					t.Error(err)
 					return
 				}

@@ -99,8 +99,8 @@ func (w *wire) call(req request) (client.Answer, error) {
 	}
 }
 
-// TestWire checks histories over the wire: with one server process, or two where the
-// database can be shared.
+// TestWire checks histories over the wire: with one server process, or two and three
+// where the database can be shared.
 func TestWire(t *testing.T) {
 	for _, s := range stores {
 		t.Run(s.name+"/undisturbed", func(t *testing.T) { several(t, rand.Uint64, 2, s, wireHistories) })
@@ -113,21 +113,21 @@ func TestWire(t *testing.T) {
 }
 
 func wireHistories(t *testing.T, s store, rng *rand.Rand) {
-	servers := processes(t, s, straight, "0s")
+	servers := processes(t, s, 2, straight, "0s")
 	for range 4 {
 		wireHistory(t, s, servers, rng, nil, false)
 	}
 }
 
 func waitingHistories(t *testing.T, s store, rng *rand.Rand) {
-	servers := processes(t, s, straight, "100ms")
+	servers := processes(t, s, 3, straight, "100ms")
 	for range 2 {
 		wireHistory(t, s, servers, rng, nil, false)
 	}
 }
 
 func disturbedClients(t *testing.T, s store, rng *rand.Rand) {
-	servers := processes(t, s, straight, "20ms")
+	servers := processes(t, s, 2, straight, "20ms")
 	var proxies []*proxy
 	var addresses []string
 	for _, address := range servers {
@@ -143,7 +143,7 @@ func disturbedClients(t *testing.T, s store, rng *rand.Rand) {
 
 func disturbedDatabase(t *testing.T, s store, rng *rand.Rand) {
 	var p *proxy
-	servers := processes(t, s, func(address string) string {
+	servers := processes(t, s, 2, func(address string) string {
 		p = newProxy(t, address)
 		return p.address
 	}, "20ms")
@@ -153,13 +153,13 @@ func disturbedDatabase(t *testing.T, s store, rng *rand.Rand) {
 	}
 }
 
-// processes starts the servers of a fresh database and returns their addresses.
-func processes(t *testing.T, s store, via via, lockWait string) (addresses []string) {
+// processes starts the servers of a fresh database, as many as shared says if it can be, and returns their addresses.
+func processes(t *testing.T, s store, shared int, via via, lockWait string) (addresses []string) {
 	t.Helper()
 	flags := append(s.flags(t, via), "--request-budget="+requestBudget.String(), "--lock-wait="+lockWait, "--sweep-interval=1s")
 	n := 1
 	if s.shared {
-		n = 2
+		n = shared
 	}
 	for range n {
 		addresses = append(addresses, serve(t, program, flags...).address)
