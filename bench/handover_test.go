@@ -32,7 +32,12 @@ var quiet = slog.New(slog.DiscardHandler)
 
 // serve serves a store on loopback and returns the address.
 func serve(b *testing.B, store backends.Store, lockWait time.Duration) string {
-	sessions := server.NewSessions(store, 8*time.Second, quiet)
+	address, _ := serveSessions(b, store, lockWait)
+	return address
+}
+
+func serveSessions(b *testing.B, store backends.Store, lockWait time.Duration) (address string, sessions *server.Sessions) {
+	sessions = server.NewSessions(store, lockWait+8*time.Second, quiet)
 	sessions.SetLockWait(lockWait)
 	front := stateserver.New(sessions, "", "4.0.30319", quiet)
 	tcp := &server.Server{Handle: front.Handle, Access: server.NewAccessList(quiet), Log: quiet}
@@ -51,7 +56,7 @@ func serve(b *testing.B, store backends.Store, lockWait time.Duration) string {
 		running.Wait()
 		store.Close()
 	})
-	return ln.Addr().String()
+	return ln.Addr().String(), sessions
 }
 
 func openSQLite(b *testing.B) backends.Store {
