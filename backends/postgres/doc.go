@@ -51,8 +51,8 @@
 //
 // Tried: PostgreSQL 15, PgBouncer 1.18. By reading only: PostgreSQL 13 (nothing here is newer), Citus, YugabyteDB and CockroachDB. Their
 // statements may fail with 40001, which is retried; fillfactor, autovacuum settings and storage are an optional part of the
-// schema; the sweeper does without advisory locks where they are refused; and the statements keep to functions of bytes that all of
-// them have.
+// schema; the sweeper does without advisory locks where they are refused, and hand-over without NOTIFY. Whether each has every function of
+// bytes that the statements use was not tried.
 //
 // # Handing locks over
 //
