@@ -58,6 +58,10 @@ func run(pattern string) error {
 	if err != nil {
 		return err
 	}
+	// PostgreSQL's servers, which the tests start in it, run as another user than root.
+	if err := os.Chmod(folder, 0o755); err != nil {
+		return err
+	}
 	defer os.RemoveAll(folder)
 	tree := filepath.Join(folder, "tree")
 	if err := copyTree(root, tree); err != nil {
