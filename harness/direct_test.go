@@ -240,7 +240,7 @@ func impatientHistory(t *testing.T, s store, rng *mathrand.Rand) {
 	m := &model{}
 	if s.forgetsBrokenLocks {
 		m.writes = history.writes()
-		history.addGhosts()
+		history.addGhosts(true)
 	}
 	history.check(t, m)
 }

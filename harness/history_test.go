@@ -44,6 +44,7 @@ type recorder struct {
 	begun    time.Time
 	contents atomic.Int64
 	unknown  atomic.Int64
+	answered atomic.Int64
 
 	mu  sync.Mutex
 	ops []porcupine.Operation
@@ -58,7 +59,7 @@ func (r *recorder) mayForget() bool { return r.unknown.Load() < maxUnknown }
 
 // do has the request carried out, between meet and the answer, and writes it down.
 func (r *recorder) do(client int, a asker, req request, meet func()) answer {
-	req.called = r.now()
+	req.called, req.client = r.now(), client
 	meet()
 	ans, ok := a.ask(req)
 	ans.returned = r.now()
@@ -69,6 +70,8 @@ func (r *recorder) do(client int, a asker, req request, meet func()) answer {
 	if ans.result == unknown {
 		r.unknown.Add(1)
 		ans.returned = forever
+	} else {
+		r.answered.Add(1)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -36,8 +36,19 @@ type request struct {
 	timeout   time.Duration      // for set
 	mark      bool               // for set: Uninitialized
 	called    time.Duration
-	ghost     bool // an earlier try of a GetExclusive, of a store that may forget it; it may have had no effect
+	client    int
+	// ghost makes it an earlier step of a request, which may have had no effect: only took the mark
+	// away, to report it with the answer, or a whole try of a GetExclusive that the store may forget.
+	ghost ghost
 }
+
+type ghost uint8
+
+const (
+	noGhost ghost = iota
+	markGhost
+	tryGhost
+)
 
 // answer is what a client was told, or what the model expects it to be told.
 type answer struct {
@@ -76,6 +87,7 @@ type session struct {
 	locked  bool
 	mark    bool
 	orphan  bool // nobody was told of the lock: the server may release it at any time
+	owed    uint // bit by client: it has taken the mark, and will report it with its answer
 	// touchedFrom and touchedTo enclose the moment when the session was last renewed.
 	touchedFrom, touchedTo time.Duration
 	now                    time.Duration // everything from here on happens at or after it
@@ -123,12 +135,18 @@ func (m *model) step(s session, req request, ans answer) (next []session) {
 	}
 	for _, s := range before {
 		if m.mayBeExpired(s, ans.returned) {
-			next = m.try(next, session{now: s.now}, req, ans)
+			next = m.try(next, session{now: s.now, owed: s.owed}, req, ans)
 		}
 		if m.mayBeThere(s) {
-			next = m.try(next, s, req, ans)
-			if req.ghost {
+			if req.ghost != markGhost {
+				next = m.try(next, s, req, ans)
+			}
+			if req.ghost != noGhost {
 				next = append(next, s)
+				if s.exists && s.mark {
+					s.mark, s.owed = false, s.owed|1<<req.client
+					next = append(next, s)
+				}
 			}
 		}
 	}
@@ -159,7 +177,12 @@ func slack(timeout time.Duration) time.Duration { return min(timeout/20, time.Mi
 
 // try appends the state after the operation, if the answer fits.
 func (m *model) try(next []session, s session, req request, ans answer) []session {
+	owed := req.ghost == noGhost && s.owed&(1<<req.client) != 0
 	s, want := m.apply(s, req, ans)
+	if owed {
+		s.owed &^= 1 << req.client
+		want.mark = want.result != missing
+	}
 	switch {
 	case ans.result == unknown:
 	case ans.result == doneOrExists && (want.result == done || want.result == exists):
@@ -189,7 +212,7 @@ func (m *model) apply(s session, req request, ans answer) (session, answer) {
 		if req.verb != set || req.condition == backends.IfCookie {
 			return s, answer{result: missing}
 		}
-		s = session{exists: true, content: req.content, timeout: req.timeout, cookie: 1, mark: req.mark, now: s.now}
+		s = session{exists: true, content: req.content, timeout: req.timeout, cookie: 1, mark: req.mark, now: s.now, owed: s.owed}
 		return m.touch(s, ans), answer{}
 	}
 	s = m.touch(s, ans)
@@ -240,7 +263,7 @@ func (m *model) apply(s session, req request, ans answer) (session, answer) {
 		if req.condition == backends.IfCookie && req.cookie != s.cookie {
 			return s, answer{result: conflict}
 		}
-		return session{now: s.now}, answer{}
+		return session{now: s.now, owed: s.owed}, answer{}
 	default: // resetTimeout
 		return s, answer{}
 	}
@@ -293,8 +316,11 @@ func (v verb) String() string {
 }
 
 func (r request) String() string {
-	if r.ghost {
+	switch r.ghost {
+	case tryGhost:
 		return r.verb.String() + " (an earlier try)"
+	case markGhost:
+		return r.verb.String() + " (an earlier step)"
 	}
 	switch r.verb {
 	case release:
@@ -336,6 +362,9 @@ func (s session) String() string {
 	}
 	if s.mark {
 		text += ", uninitialized"
+	}
+	if s.owed != 0 {
+		text += fmt.Sprintf(", mark taken by clients %b", s.owed)
 	}
 	if s.touchedTo != 0 {
 		text += fmt.Sprintf(", touched between %v and %v", s.touchedFrom, s.touchedTo)

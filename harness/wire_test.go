@@ -189,22 +189,28 @@ func wireHistory(t *testing.T, s store, servers []string, rng *rand.Rand, distur
 	}
 	stop()
 	m := &model{abandoned: history.abandoned()}
-	if databaseFails && s.forgetsBrokenLocks {
+	forgets := databaseFails && s.forgetsBrokenLocks
+	if forgets {
 		m.writes = history.writes()
-		history.addGhosts()
 	}
+	history.addGhosts(forgets)
 	history.check(t, m)
 }
 
 // disturbed lets accidents happen, unless there are none, until the function that it returns is called or the history
-// has enough operations of unknown outcome.
+// has enough operations of unknown outcome. Requests are answered between two accidents: else one long
+// outage gives nothing but operations of unknown outcome.
 func disturbed(history *recorder, rng *rand.Rand, accident func()) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	if accident != nil {
 		wg.Go(func() {
 			for ctx.Err() == nil && history.mayForget() {
+				answered := history.answered.Load()
 				accident()
+				for ctx.Err() == nil && history.answered.Load() < answered+5 {
+					time.Sleep(time.Millisecond)
+				}
 				time.Sleep(time.Duration(rng.Int64N(int64(60 * time.Millisecond)))) // until the next accident
 			}
 		})
@@ -238,15 +244,23 @@ func (r *recorder) writes() map[int]span {
 	return writes
 }
 
-// addGhosts adds the earlier try that every GetExclusive may have had: servers wait for 5 ms at least
-// before they try again, other clients do not.
-func (r *recorder) addGhosts() {
+// addGhosts adds the earlier steps that a request may have had. One that met a lock, or whose first answer was lost, took the mark away
+// then, and reports it with its answer: where the store forgets, an earlier try of a GetExclusive may have taken the lock as
+// well. Servers wait for 5 ms at least before they try again, other clients do not.
+func (r *recorder) addGhosts(forgets bool) {
 	for _, op := range slices.Clone(r.ops) {
 		req, ans := op.Input.(request), op.Output.(answer)
-		if req.verb == getExclusive && (ans.tries > 1 || ans.tries == 0 && ans.returned-req.called >= 5*time.Millisecond) {
-			req.ghost = true
-			op.Input, op.Output = req, answer{result: unknown, returned: ans.returned}
-			r.ops = append(r.ops, op)
+		switch {
+		case forgets && req.verb == getExclusive && (ans.tries > 1 || ans.tries == 0 && ans.returned-req.called >= 5*time.Millisecond):
+			req.ghost = tryGhost
+		case (req.verb == get || req.verb == getExclusive) && (ans.mark || forgets && ans.result == missing) && ans.tries != 1:
+			req.ghost = markGhost
+		case req.verb == getExclusive && ans.result == unknown:
+			req.ghost = markGhost
+		default:
+			continue
 		}
+		op.Input, op.Output = req, answer{result: unknown, returned: ans.returned}
+		r.ops = append(r.ops, op)
 	}
 }

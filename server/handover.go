@@ -339,13 +339,14 @@ func (h *handover) remove(q *queue, w *waiter) bool {
 	return true
 }
 
-// share hands what w, a plain Get whose turn it is, found to the plain Gets right behind it.
+// share hands what w, a plain Get whose turn it is, found to the plain Gets right behind it. Where w's time was over
+// at the moment when another one answered for it, it has no turn and may not even have a queue.
 func (h *handover) share(key backends.Key, w *waiter, f found) {
 	f.item.Uninitialized = false // only one request is told
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	q := h.queues[key]
-	for len(q.waiters) > 1 && q.turn == w && !q.waiters[1].exclusive {
+	for q != nil && len(q.waiters) > 1 && q.turn == w && !q.waiters[1].exclusive {
 		other := q.waiters[1]
 		h.remove(q, other)
 		other.shared <- f

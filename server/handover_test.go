@@ -547,3 +547,18 @@ func TestReleaseDuringATurnIsNotLost(t *testing.T) {
 		}
 	})
 }
+
+// A reader's time may be over at the very moment when another reader answers for it.
+func TestReaderWhoseTimeIsOverMayHaveBeenAnswered(t *testing.T) {
+	s := NewSessions(memory.New(0), budget, slog.New(slog.DiscardHandler))
+	h, key := &s.handover, backends.Key{ID: "1"}
+	first := h.join(key, false, netip.Addr{}, h.epoch(key).Load(), true)
+	second := h.join(key, false, netip.Addr{}, h.epoch(key).Load(), true)
+	h.share(key, first, found{})
+	h.leave(key, first, false)
+	h.share(key, second, found{}) // as after its last question
+	h.leave(key, second, false)
+	if n := s.Waiting(); n != 0 {
+		t.Errorf("%d requests wait, want none", n)
+	}
+}
