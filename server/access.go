@@ -14,6 +14,7 @@ import (
 type AccessList struct {
 	log      *slog.Logger
 	prefixes atomic.Pointer[[]netip.Prefix]
+	refusals atomic.Uint64
 
 	mu      sync.Mutex
 	minute  time.Time               // when the current one began
@@ -58,11 +59,15 @@ func (a *AccessList) Allowed(addr net.Addr) bool {
 			}
 		}
 	}
+	a.refusals.Add(1)
 	if a.remember(ip, time.Now()) {
 		a.log.Warn("connection refused: the address is not in the allow list", "client", ip.String(), "setting", "allow")
 	}
 	return false
 }
+
+// Refusals returns how many connections were refused since the start.
+func (a *AccessList) Refusals() uint64 { return a.refusals.Load() }
 
 // remember reports whether a refusal of ip is to be logged: the first in a minute is,
 // unless too many addresses are refused to remember them all.

@@ -35,7 +35,7 @@ const (
 	AnswerBad
 	AnswerNotFound
 	AnswerLocked
-	AnswerNone // the connection was closed instead
+	AnswerNone     // the connection was closed instead
 	Answers    int = iota
 )
 
@@ -74,7 +74,7 @@ const (
 	WaitLocked                     // it is locked still
 	WaitGone                       // the client has gone
 	WaitFailed                     // the store fails, or the server stops
-	LockWaits      int = iota
+	LockWaits      int      = iota
 )
 
 var lockWaitNames = [LockWaits]string{"handed_over", "locked", "gone", "failed"}

@@ -28,6 +28,7 @@ type Server struct {
 
 	limit   atomic.Int64 // of connections; 0 means none
 	closing atomic.Bool
+	traffic Traffic
 
 	mu        sync.Mutex
 	conns     map[*Conn]struct{}
@@ -47,6 +48,39 @@ type Conn struct {
 	since atomic.Int64 // connBusy, connClosing, or idle since then (Unix nanoseconds)
 }
 
+// Traffic counts connections and bytes since the start.
+type Traffic struct {
+	Accepted   atomic.Uint64 // connections
+	Refused    atomic.Uint64 // for want of room
+	ClosedIdle atomic.Uint64 // to make room
+	Received   atomic.Uint64 // bytes
+	Sent       atomic.Uint64
+}
+
+// Traffic returns the server's counters.
+func (s *Server) Traffic() *Traffic { return &s.traffic }
+
+// Read implements net.Conn.
+func (c *Conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.srv.traffic.Received.Add(uint64(n))
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.srv.traffic.Sent.Add(uint64(n))
+	return n, err
+}
+
+// WriteBuffers writes several slices at once, where the system can.
+func (c *Conn) WriteBuffers(b net.Buffers) error {
+	n, err := b.WriteTo(c.Conn)
+	c.srv.traffic.Sent.Add(uint64(n))
+	return err
+}
+
 // logEvery is how often a condition that meets every request is logged.
 const logEvery = 10 * time.Second
 
@@ -62,6 +96,9 @@ var ErrServerClosed = errors.New("server closed")
 // number. At the limit the one idle longest is closed to make room (web servers
 // reconnect before they use it); with none idle, the new one is refused.
 func (s *Server) LimitConnections(n int) { s.limit.Store(int64(n)) }
+
+// Limit returns how many connections may be open at once; 0 means any number.
+func (s *Server) Limit() int { return int(s.limit.Load()) }
 
 // Idle marks the connection as waiting for a request. It returns false if the
 // connection must end now, because the server is shutting down.
@@ -142,7 +179,8 @@ func (s *Server) track(ln net.Listener) bool {
 func (s *Server) admit(nc net.Conn) *Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if limit := int(s.limit.Load()); limit > 0 && len(s.conns) >= limit && !s.closeLongestIdle() {
+	if limit := s.Limit(); limit > 0 && len(s.conns) >= limit && !s.closeLongestIdle() {
+		s.traffic.Refused.Add(1)
 		s.refused.add(1, func(n int64) {
 			s.Log.Warn("connections are refused: all are busy; raise limits.connections if this goes on",
 				"refused", n, "client", nc.RemoteAddr(), "connections", len(s.conns))
@@ -154,6 +192,7 @@ func (s *Server) admit(nc net.Conn) *Conn {
 		nc.Close()
 		return nil
 	}
+	s.traffic.Accepted.Add(1)
 	c := &Conn{Conn: nc, srv: s}
 	s.conns[c] = struct{}{}
 	return c
@@ -175,6 +214,7 @@ func (s *Server) closeLongestIdle() bool {
 		}
 		if longest.closeIdle() {
 			delete(s.conns, longest)
+			s.traffic.ClosedIdle.Add(1)
 			return true
 		}
 	}
