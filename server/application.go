@@ -17,6 +17,7 @@ type Application struct {
 }
 
 type resolved struct {
+	store backends.Store // whose AppID it is
 	id    backends.AppID
 	until time.Time
 }
@@ -64,14 +65,14 @@ func (app *Application) key(id string) backends.Key {
 
 func (a *applications) resolve(ctx context.Context, store backends.Store, app *Application, create bool) (backends.AppID, error) {
 	was := app.resolved.Load()
-	if was != nil && time.Now().Before(was.until) {
+	if was != nil && was.store == store && time.Now().Before(was.until) {
 		return was.id, nil
 	}
 	id, err := store.Application(ctx, app.Name, create)
 	if err != nil {
 		return 0, err
 	}
-	app.resolved.Store(&resolved{id, time.Now().Add(resolveEvery)})
+	app.resolved.Store(&resolved{store, id, time.Now().Add(resolveEvery)})
 	if was == nil {
 		a.remember(app)
 	}

@@ -51,8 +51,8 @@ type handover struct {
 	clients  map[netip.Addr]int // waiters by address
 	draining chan struct{}      // closed when nobody may wait any more
 
-	store backends.Shared // nil where this server is the only one
-	told  atomic.Bool     // the store tells of other servers' releases
+	shared atomic.Bool // other servers use the store too
+	told   atomic.Bool // the store tells of their releases
 }
 
 // queue is the waiters of one session, first come, first served. It exists while it
@@ -83,8 +83,7 @@ type found struct {
 	err  error
 }
 
-func (h *handover) init(store backends.Store) {
-	h.store, _ = store.(backends.Shared)
+func (h *handover) init() {
 	h.seed = maphash.MakeSeed()
 	h.queues = make(map[backends.Key]*queue)
 	h.clients = make(map[netip.Addr]int)
@@ -142,9 +141,14 @@ func (s *Sessions) await(ctx context.Context, req Request, session Session, excl
 	}
 	key = session.App.key(session.ID) // the first question has found the application
 	if w := h.join(key, exclusive, req.Client, epoch, !isLocked); w != nil {
+		begun := time.Now()
 		item, err = s.waitTurn(ctx, req, session, key, w, wait, ask)
-	} else if !isLocked {
-		item, err = ask()
+		s.Metrics.waited(time.Since(begun), err)
+	} else {
+		s.Metrics.LockRefused.Add(1)
+		if !isLocked {
+			item, err = ask()
+		}
 	}
 	if again, ok := errors.AsType[*backends.LockedError](err); ok && mark && !again.Uninitialized {
 		told := *again
@@ -296,7 +300,7 @@ func (h *handover) join(key backends.Key, exclusive bool, client netip.Addr, epo
 	case q.turn != nil:
 	case free || h.epoch(key).Load() != epoch:
 		q.next(turnAsk)
-	case h.store != nil && q.waiters[0] == w:
+	case h.shared.Load() && q.waiters[0] == w:
 		q.next(turnExpect)
 	}
 	return w
@@ -315,7 +319,7 @@ func (h *handover) leave(key backends.Key, w *waiter, locked bool) {
 	case q.turn != w:
 	case !locked || q.again:
 		q.next(turnAsk)
-	case h.store != nil:
+	case h.shared.Load():
 		q.next(turnExpect)
 	default:
 		q.turn = nil

@@ -388,9 +388,9 @@ func TestMarkIsToldAfterWaiting(t *testing.T) {
 		r.session.ID = "2"
 		r.Set(context.Background(), now(), r.session, backends.Write{Data: []byte("x"), Condition: backends.IfMissing, Uninitialized: true, Timeout: time.Hour})
 		locking := &locksBehind{Store: r.store}
-		r.Sessions.store = locking
+		r.Sessions.setRoute(newRoute(locking))
 		c, other := r.begin(true, ""), (*call)(nil)
-		r.Sessions.store = r.store
+		r.Sessions.setRoute(newRoute(r.store))
 		other = r.begin(true, "")
 		r.Release(context.Background(), now(), r.session, 2)
 		synctest.Wait()
@@ -406,7 +406,7 @@ func TestMarkIsToldAfterWaiting(t *testing.T) {
 		r.session.ID = "3"
 		r.Set(context.Background(), now(), r.session, backends.Write{Data: []byte("x"), Condition: backends.IfMissing, Uninitialized: true, Timeout: time.Hour})
 		locking.once = sync.Once{}
-		r.Sessions.store = locking
+		r.Sessions.setRoute(newRoute(locking))
 		c = r.begin(true, "")
 		<-c.done
 		if locked, ok := errors.AsType[*backends.LockedError](c.err); !ok || !locked.Uninitialized {

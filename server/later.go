@@ -92,11 +92,12 @@ func (l *later) next() (t task, ok bool) {
 	return task{}, false
 }
 
-// Run does what a failing store left behind, and listens for locks that other servers
-// release, until ctx ends.
+// Run does what a failing store left behind, listens for locks that other servers
+// release, and follows moves to another store, until ctx ends.
 func (s *Sessions) Run(ctx context.Context) {
 	var listening sync.WaitGroup
 	listening.Go(func() { s.listen(ctx) })
+	listening.Go(func() { s.attend(ctx) })
 	defer listening.Wait()
 	for {
 		select {

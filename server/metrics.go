@@ -183,3 +183,13 @@ func (h *Histogram) Counts() []uint64 {
 }
 
 func (h *Histogram) Sum() int64 { return h.sum.Load() }
+
+// asked is how many tries requests have made.
+func (m *Metrics) asked() (n uint64) {
+	for s := stmtGet; s <= stmtResetTimeout; s++ {
+		for _, c := range m.Statements[s].Counts() {
+			n += c
+		}
+	}
+	return n
+}

@@ -11,6 +11,7 @@ import (
 type outage struct {
 	log     *slog.Logger
 	since   atomic.Int64 // Unix nanoseconds; 0 while the store works
+	last    atomic.Pointer[error]
 	givenUp seldom       // requests, for the log
 	total   atomic.Int64 // requests given up in this outage
 }
@@ -26,6 +27,7 @@ func (o *outage) worked() {
 
 // failed notes that a try failed.
 func (o *outage) failed(op string, err error) {
+	o.last.Store(&err)
 	if o.since.CompareAndSwap(0, time.Now().UnixNano()) {
 		o.log.Warn("the store is failing, requests are retried", "operation", op, "error", err)
 	}

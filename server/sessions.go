@@ -46,9 +46,12 @@ var errGone = errors.New("the client has gone")
 // error that is not an answer (backends.IsAnswer) means that the budget is spent:
 // the front end closes the connection without an answer.
 type Sessions struct {
-	store  backends.Store
+	Metrics *Metrics
+
+	route  atomic.Pointer[route]
 	log    *slog.Logger
 	budget atomic.Int64 // time.Duration
+	slow   atomic.Int64 // time.Duration
 
 	origin   [8]byte // first half of this process's tokens
 	sequence atomic.Uint64
@@ -56,25 +59,32 @@ type Sessions struct {
 	applications applications
 	outage       outage
 	refused      seldom
+	slowed       [Statements]seldom
 	later        later
 	handover     handover
+	mover        mover
 }
 
 // NewSessions returns Sessions over store, whose calls end budget after a
 // request's arrival. Run must be running for what is left to be done later.
 func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *Sessions {
-	s := &Sessions{store: store, log: log}
+	s := &Sessions{Metrics: newMetrics(), log: log}
 	rand.Read(s.origin[:])
 	s.SetBudget(budget)
 	s.applications.init()
 	s.later.init(log)
-	s.handover.init(store)
+	s.handover.init()
+	s.mover.init(s.origin)
 	s.outage.log = log
+	s.setRoute(newRoute(store))
 	return s
 }
 
 // SetBudget changes the budget of requests that arrive from now on.
 func (s *Sessions) SetBudget(d time.Duration) { s.budget.Store(int64(d)) }
+
+// SetSlow sets from when on an operation of the store is slow, and logged; 0 is never.
+func (s *Sessions) SetSlow(d time.Duration) { s.slow.Store(int64(d)) }
 
 // Get returns the item of a session (MS-ASP 3.1.5.1), waiting for its lock to be
 // released for as long as SetLockWait says. The errors are those of backends.Store.Get.
@@ -94,35 +104,31 @@ func (s *Sessions) GetExclusive(ctx context.Context, req Request, session Sessio
 
 // Lookup is Get without waiting: it renews the session and clears its mark.
 func (s *Sessions) Lookup(ctx context.Context, req Request, session Session) (item backends.Item, err error) {
-	tok := s.token()
-	_, err = s.do(ctx, "get", req, func(ctx context.Context) error {
-		key, err := s.key(ctx, session, false)
-		if err == nil {
-			item, err = s.store.Get(ctx, key, tok)
-		}
-		return err
+	tok, at := s.token(), s.place(session, backends.NoCookie)
+	_, err = s.do(ctx, stmtGet, req, func(ctx context.Context) error {
+		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
+			item, err = store.Get(ctx, key, tok)
+			return err
+		})
 	})
 	return item, err
 }
 
 func (s *Sessions) getExclusive(ctx context.Context, req Request, session Session) (item backends.Item, err error) {
-	tok := s.token()
-	unknown, err := s.do(ctx, "get exclusive", req, func(ctx context.Context) error {
-		key, err := s.key(ctx, session, false)
-		if err == nil {
-			item, err = s.store.GetExclusive(ctx, key, tok)
-		}
-		return err
-	})
+	tok, at := s.token(), s.place(session, backends.NoCookie)
+	try := func(ctx context.Context, item *backends.Item) error {
+		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
+			*item, err = store.GetExclusive(ctx, key, tok)
+			return err
+		})
+	}
+	unknown, err := s.do(ctx, stmtGetExclusive, req, func(ctx context.Context) error { return try(ctx, &item) })
 	if unknown {
 		s.later.add(task{"release a lock that nobody was told of", func(ctx context.Context) error {
-			key, err := s.key(ctx, session, false)
-			if err != nil {
-				return err
-			}
-			item, err := s.store.GetExclusive(ctx, key, tok)
+			var item backends.Item
+			err := try(ctx, &item)
 			if err == nil {
-				_, err = s.release(ctx, session, s.token(), item.LockCookie)
+				s.ReleaseLater(session, item.LockCookie)
 			}
 			return err
 		}})
@@ -134,13 +140,16 @@ func (s *Sessions) getExclusive(ctx context.Context, req Request, session Sessio
 // and reports whether it was uninitialized. The client ignores every
 // failure, so a failing store is no error here: the lock is released later.
 func (s *Sessions) Release(ctx context.Context, req Request, session Session, cookie backends.Cookie) (uninitialized bool, err error) {
-	tok := s.token()
-	_, err = s.do(ctx, "release", req, func(ctx context.Context) (err error) {
-		uninitialized, err = s.release(ctx, session, tok, cookie)
+	tok, at := s.token(), s.place(session, cookie)
+	_, err = s.do(ctx, stmtRelease, req, func(ctx context.Context) (err error) {
+		uninitialized, err = s.release(ctx, at, tok, cookie)
 		return err
 	})
 	if !backends.IsAnswer(err) {
-		s.releaseLater(session, tok, cookie)
+		s.later.add(task{"release", func(ctx context.Context) error {
+			_, err := s.release(ctx, at, tok, cookie)
+			return err
+		}})
 		return false, nil
 	}
 	return uninitialized, err
@@ -149,25 +158,21 @@ func (s *Sessions) Release(ctx context.Context, req Request, session Session, co
 // ReleaseLater releases a lock that its owner will not release: the answer that
 // grants it could not be written, or the owner's Set was refused.
 func (s *Sessions) ReleaseLater(session Session, cookie backends.Cookie) {
-	s.releaseLater(session, s.token(), cookie)
-}
-
-func (s *Sessions) releaseLater(session Session, tok backends.Token, cookie backends.Cookie) {
+	tok, at := s.token(), s.place(session, cookie)
 	s.later.add(task{"release", func(ctx context.Context) error {
-		_, err := s.release(ctx, session, tok, cookie)
+		_, err := s.release(ctx, at, tok, cookie)
 		return err
 	}})
 }
 
-func (s *Sessions) release(ctx context.Context, session Session, tok backends.Token, cookie backends.Cookie) (uninitialized bool, err error) {
-	key, err := s.key(ctx, session, false)
-	if err != nil {
-		return false, err
-	}
-	uninitialized, err = s.store.Release(ctx, key, tok, cookie)
-	if err == nil {
-		s.handover.released(key)
-	}
+func (s *Sessions) release(ctx context.Context, at *place, tok backends.Token, cookie backends.Cookie) (uninitialized bool, err error) {
+	err = at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
+		uninitialized, err = store.Release(ctx, key, tok, cookie)
+		if err == nil {
+			s.handover.released(key)
+		}
+		return err
+	})
 	return uninitialized, err
 }
 
@@ -175,17 +180,19 @@ func (s *Sessions) release(ctx context.Context, session Session, tok backends.To
 // backends.Store.Set. Where the write is refused as too much, or the store fails, the
 // lock with the write's cookie is released, because the client will not do it.
 func (s *Sessions) Set(ctx context.Context, req Request, session Session, w backends.Write) error {
-	tok := s.token()
-	_, err := s.do(ctx, "set", req, func(ctx context.Context) error {
-		key, err := s.key(ctx, session, true)
-		if err == nil {
-			err = s.store.Set(ctx, key, tok, w)
-		}
-		if err == nil {
-			s.handover.released(key)
-		}
-		return err
+	tok, at := s.token(), s.place(session, w.LockCookie)
+	_, err := s.do(ctx, stmtSet, req, func(ctx context.Context) error {
+		return at.do(ctx, true, func(store backends.Store, key backends.Key) error {
+			err := store.Set(ctx, key, tok, w)
+			if err == nil {
+				s.handover.released(key)
+			}
+			return err
+		})
 	})
+	if err == nil && (w.Condition == backends.IfMissing || w.LockCookie <= 0) {
+		s.Metrics.Created.Add(1) // who writes to a session of old has its lock cookie
+	}
 	if errors.Is(err, backends.ErrFull) {
 		s.refused.add(1, func(n int64) {
 			s.log.Error("items were refused because the store is full; their sessions keep the old ones",
@@ -200,35 +207,36 @@ func (s *Sessions) Set(ctx context.Context, req Request, session Session, w back
 
 // Remove deletes the session under the condition (MS-ASP 3.1.5.5).
 func (s *Sessions) Remove(ctx context.Context, req Request, session Session, cookie backends.Cookie, cond backends.Condition) error {
-	tok := s.token()
-	_, err := s.do(ctx, "remove", req, func(ctx context.Context) error {
-		key, err := s.key(ctx, session, false)
-		if err == nil {
-			err = s.store.Remove(ctx, key, tok, cookie, cond)
-		}
-		if err == nil {
-			s.handover.released(key)
-		}
-		return err
+	tok, at := s.token(), s.place(session, cookie)
+	_, err := s.do(ctx, stmtRemove, req, func(ctx context.Context) error {
+		return at.do(ctx, false, func(store backends.Store, key backends.Key) error {
+			err := store.Remove(ctx, key, tok, cookie, cond)
+			if err == nil {
+				s.handover.released(key)
+			}
+			return err
+		})
 	})
+	if err == nil {
+		s.Metrics.Abandoned.Add(1)
+	}
 	return err
 }
 
 // ResetTimeout renews the session (MS-ASP 3.1.5.6). A failing store is no error
 // here: the session is renewed later.
 func (s *Sessions) ResetTimeout(ctx context.Context, req Request, session Session) error {
+	at := s.place(session, backends.NoCookie)
 	try := func(ctx context.Context) error {
-		key, err := s.key(ctx, session, false)
-		if err == nil {
-			err = s.store.ResetTimeout(ctx, key)
+		err := at.do(ctx, false, func(store backends.Store, key backends.Key) error { return store.ResetTimeout(ctx, key) })
+		if _, elsewhere := errors.AsType[*backends.LockedError](err); elsewhere {
+			return nil // by an origin, whose session was renewed by asking for it
 		}
 		return err
 	}
-	once, cancel := context.WithDeadline(ctx, s.end(req.Arrived, time.Second))
-	err := try(once)
-	cancel()
+	err := s.try(ctx, stmtResetTimeout, req, time.Second, try)
 	if !backends.IsAnswer(err) {
-		s.outage.failed("reset timeout", err)
+		s.outage.failed(stmtResetTimeout.String(), err)
 		s.later.renew(session, try)
 		return nil
 	}
@@ -240,27 +248,27 @@ func (s *Sessions) ResetTimeout(ctx context.Context, req Request, session Sessio
 // third of the budget, so that a database that hangs leaves time for the next host;
 // when an outage is older than the budget, there is one try of at most a second.
 // unknown says that op failed and may all the same have been applied.
-func (s *Sessions) do(ctx context.Context, name string, req Request, op func(context.Context) error) (unknown bool, err error) {
+func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(context.Context) error) (unknown bool, err error) {
 	budget := time.Duration(s.budget.Load())
 	atMost, last := budget, s.outage.olderThan(budget)
 	if last {
 		atMost = time.Second
 	}
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
-		try, cancel := context.WithDeadline(ctx, s.end(req.Arrived, atMost))
-		err = op(try)
-		cancel()
+		err = s.try(ctx, stmt, req, atMost, op)
 		if backends.IsAnswer(err) {
 			s.outage.worked()
 			return false, err
 		}
 		unknown = unknown || !errors.Is(err, backends.ErrNotApplied)
-		s.outage.failed(name, err)
+		s.outage.failed(stmt.String(), err)
 		pause := pause/2 + mathrand.N(pause)
 		if last || errors.Is(err, backends.ErrPermanent) || ctx.Err() != nil || time.Since(req.Arrived)+pause >= budget {
-			s.outage.gaveUp(name, err)
-			return unknown, fmt.Errorf("%s: the store is failing: %w", name, err)
+			s.Metrics.GivenUp.Add(1)
+			s.outage.gaveUp(stmt.String(), err)
+			return unknown, fmt.Errorf("%v: the store is failing: %w", stmt, err)
 		}
+		s.Metrics.Retries[stmt].Add(1)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
@@ -268,25 +276,37 @@ func (s *Sessions) do(ctx context.Context, name string, req Request, op func(con
 	}
 }
 
-// end is when a try that begins now ends: after at most this long, a third of the budget,
-// or at the end of the budget.
-func (s *Sessions) end(arrived time.Time, atMost time.Duration) time.Time {
+// try calls op once, for at most this long, a third of the budget, or up to its end.
+func (s *Sessions) try(ctx context.Context, stmt Statement, req Request, atMost time.Duration, op func(context.Context) error) error {
 	budget := time.Duration(s.budget.Load())
-	end, deadline := time.Now().Add(min(atMost, budget/3)), arrived.Add(budget)
+	begun := time.Now()
+	end, deadline := begun.Add(min(atMost, budget/3)), req.Arrived.Add(budget)
 	if end.After(deadline) {
-		return deadline
+		end = deadline
 	}
-	return end
+	ctx, cancel := context.WithDeadline(ctx, end)
+	err := op(ctx)
+	cancel()
+	took := time.Since(begun)
+	s.Metrics.statement(stmt, took, err)
+	if slow := s.slow.Load(); slow > 0 && int64(took) >= slow {
+		s.slowed[stmt].add(1, func(n int64) {
+			s.log.Warn("operations of the store are slow", "statement", stmt.String(), "operations", n, "took", took.Round(time.Millisecond), "error", err)
+		})
+	}
+	return err
 }
 
-// key finds the store's key of a session. An application that does not exist, and is
-// not to be created, has no sessions.
-func (s *Sessions) key(ctx context.Context, session Session, create bool) (backends.Key, error) {
-	id, err := s.applications.resolve(ctx, s.store, session.App, create)
-	if errors.Is(err, backends.ErrUnknownApplication) {
-		err = backends.ErrNotFound
+// DeleteExpired deletes expired sessions from the store (backends.Store.DeleteExpired).
+func (s *Sessions) DeleteExpired(ctx context.Context, limit int) (int, error) {
+	r := s.route.Load()
+	begun := time.Now()
+	n, err := r.store.DeleteExpired(ctx, limit)
+	s.Metrics.statement(stmtDeleteExpired, time.Since(begun), err)
+	if errors.Is(err, backends.ErrMoved) {
+		return 0, s.follow(ctx, r)
 	}
-	return backends.Key{App: id, ID: session.ID}, err
+	return n, err
 }
 
 func (s *Sessions) token() (t backends.Token) {

@@ -83,7 +83,7 @@ func TestRetryGetsThroughWithTheSameToken(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *retryRig) {
 		var tokens []backends.Token
 		spy := &tokenSpy{Store: r.store, seen: &tokens}
-		r.Sessions.store = spy
+		r.Sessions.setRoute(newRoute(spy))
 		tries := 0
 		r.store.Fail(func(ctx context.Context, op string, apply func() error) error {
 			if tries++; tries < 4 {
@@ -163,7 +163,7 @@ func TestInALongOutageThereIsOneShortTry(t *testing.T) {
 func TestLockOfARequestGivenUpIsReleased(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *retryRig) {
 		store := &losesAnswers{Store: r.store, down: true, answers: make(map[backends.Token]backends.Item)}
-		r.Sessions.store = store
+		r.Sessions.setRoute(newRoute(store))
 		if _, err := r.lock(); backends.IsAnswer(err) {
 			t.Fatalf("got %v", err)
 		}

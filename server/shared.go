@@ -24,7 +24,7 @@ const (
 // poll returns when a waiter is to ask without having been told to, and what gives the next
 // such time: never, where the store tells, or there is no other server.
 func (h *handover) poll() (first <-chan time.Time, again func() <-chan time.Time) {
-	if h.store == nil || h.told.Load() {
+	if !h.shared.Load() || h.told.Load() {
 		return nil, nil
 	}
 	pause := pollFirst
@@ -37,24 +37,44 @@ func (h *handover) poll() (first <-chan time.Time, again func() <-chan time.Time
 // expect has the store tell of the session's release. It returns false if the session is free. A
 // store that fails is taken for a locked session: the waiter's time runs.
 func (s *Sessions) expect(ctx context.Context, key backends.Key) bool {
-	h := &s.handover
-	if h.store == nil || !h.told.Load() {
+	r := s.route.Load()
+	if r.shared == nil || !s.handover.told.Load() {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	locked, err := h.store.Expect(ctx, key)
+	locked, err := r.shared.Expect(ctx, key)
 	return locked || err != nil
 }
 
 // listen hears of other servers' releases until ctx ends.
 func (s *Sessions) listen(ctx context.Context) {
-	h := &s.handover
-	if h.store == nil {
-		return
-	}
 	for ctx.Err() == nil {
-		err := h.store.Listen(ctx, func() { h.told.Store(true) }, h.released)
+		r := s.route.Load()
+		if r.shared != nil {
+			s.listenTo(ctx, r)
+		}
+		select {
+		case <-ctx.Done():
+		case <-r.over:
+		}
+	}
+}
+
+// listenTo hears of releases in the route's store until ctx ends or another route is in place.
+func (s *Sessions) listenTo(ctx context.Context, r *route) {
+	h := &s.handover
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-r.over:
+			cancel()
+		}
+	}()
+	for ctx.Err() == nil {
+		err := r.shared.Listen(ctx, func() { h.told.Store(true) }, h.released)
 		was := h.told.Swap(false)
 		switch {
 		case ctx.Err() != nil:

@@ -6,19 +6,23 @@ import (
 	mathrand "math/rand/v2"
 	"sync/atomic"
 	"time"
-
-	"aspstate/backends"
 )
 
 // Sweeper deletes expired sessions from a store at intervals. What has expired is missing
 // at once without it; the sweeper gives the space back.
 type Sweeper struct {
-	Store backends.Store
-	Log   *slog.Logger
+	// Store is what DeleteExpired is asked of: a store, or the Sessions over it.
+	Store interface {
+		DeleteExpired(ctx context.Context, limit int) (int, error)
+	}
+	Log *slog.Logger
 
 	interval atomic.Int64 // time.Duration
 	batch    atomic.Int64
 	swept    atomic.Int64
+	done     atomic.Int64 // when the last sweep that succeeded ended, in Unix nanoseconds
+	fault    atomic.Pointer[error]
+	faults   atomic.Uint64
 }
 
 // sweepTimeout ends one batch of a store that hangs.
@@ -33,6 +37,23 @@ func (s *Sweeper) Configure(interval time.Duration, batch int) {
 
 // Swept returns how many sessions were deleted since the start.
 func (s *Sweeper) Swept() int64 { return s.swept.Load() }
+
+// Interval returns the time between sweeps.
+func (s *Sweeper) Interval() time.Duration { return time.Duration(s.interval.Load()) }
+
+// Done returns when the last sweep that succeeded ended, zero if none has yet, and why a later one failed.
+func (s *Sweeper) Done() (last time.Time, err error) {
+	if done := s.done.Load(); done != 0 {
+		last = time.Unix(0, done)
+	}
+	if fault := s.fault.Load(); fault != nil {
+		err = *fault
+	}
+	return last, err
+}
+
+// Faults returns how many sweeps have failed since the start.
+func (s *Sweeper) Faults() uint64 { return s.faults.Load() }
 
 // Run sweeps until ctx ends. The first sweep comes at a random moment within
 // one interval, so that servers started together do not sweep together.
@@ -59,7 +80,13 @@ func (s *Sweeper) sweep(ctx context.Context) {
 		cancel()
 		total += n
 		s.swept.Add(int64(n))
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case err == nil && n < batch:
+			s.done.Store(time.Now().UnixNano())
+			s.fault.Store(nil)
+		case err != nil && ctx.Err() == nil:
+			s.faults.Add(1)
+			s.fault.Store(&err)
 			s.Log.Warn("sweeping expired sessions failed; the next sweep goes on", "error", err)
 		}
 		if err != nil || n < batch {

@@ -54,7 +54,9 @@ func (c *conn) serve(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		if resp.noAnswer || !c.write(&resp, session) || resp.closeAfter {
+		now := time.Now()
+		c.srv.sessions.Metrics.Request(req.operation(), resp.counted(), now.Sub(arrived))
+		if resp.noAnswer || !c.write(now, &resp, session) || resp.closeAfter {
 			if resp.closeAfter {
 				c.linger()
 			}
@@ -204,18 +206,21 @@ func (c *conn) discard(n int64) error {
 }
 
 // write sends an answer. A lock that the client cannot have heard of is released.
-func (c *conn) write(resp *response, session server.Session) bool {
-	if now := time.Now(); c.writeBy.Before(now.Add(c.settings.Write)) {
+func (c *conn) write(now time.Time, resp *response, session server.Session) bool {
+	if c.writeBy.Before(now.Add(c.settings.Write)) {
 		c.writeBy = now.Add(2 * c.settings.Write)
 		c.SetWriteDeadline(c.writeBy)
 	}
 	c.out = resp.appendTo(c.out[:0], &c.srv.heads)
 	var err error
+	if len(resp.data) > 0 {
+		c.srv.sessions.Metrics.Sent.Observe(int64(len(resp.data)))
+	}
 	if len(resp.data) <= smallAnswer {
 		c.out = append(c.out, resp.data...)
 		_, err = c.Write(c.out)
 	} else {
-		_, err = (&net.Buffers{c.out, resp.data}).WriteTo(c.Conn.Conn)
+		err = c.WriteBuffers(net.Buffers{c.out, resp.data})
 	}
 	if err != nil && resp.lockCookie > 0 {
 		c.srv.sessions.ReleaseLater(session, resp.lockCookie)

@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"aspstate/backends"
+	"aspstate/server"
 )
 
 // request is the head of one request (MS-ASP 2.2.5). target points into the
@@ -31,6 +32,28 @@ const (
 	verbDelete
 	verbHead
 )
+
+// operation is what the request asks for, to be counted.
+func (r *request) operation() server.Operation {
+	switch {
+	case r.verb == verbGet && r.exclusive == exclusiveAcquire:
+		return server.OpGetExclusive
+	case r.verb == verbGet && r.exclusive == exclusiveRelease:
+		return server.OpRelease
+	case r.verb == verbGet:
+		return server.OpGet
+	case r.verb == verbPut && r.extraFlags&1 != 0:
+		return server.OpSetUninitialized
+	case r.verb == verbPut:
+		return server.OpSet
+	case r.verb == verbDelete:
+		return server.OpRemove
+	case r.verb == verbHead:
+		return server.OpResetTimeout
+	default:
+		return server.OpUnreadable
+	}
+}
 
 type exclusive uint8
 

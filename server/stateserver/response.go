@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"aspstate/backends"
+	"aspstate/server"
 )
 
 // response is an answer in the making. Fields stand in the order in which the
@@ -29,6 +30,14 @@ const (
 	statusLocked
 	statuses int = iota
 )
+
+// counted is the answer as it is counted.
+func (r *response) counted() server.Answer {
+	if r.noAnswer {
+		return server.AnswerNone
+	}
+	return [statuses]server.Answer{server.AnswerOK, server.AnswerBad, server.AnswerNotFound, server.AnswerLocked}[r.status]
+}
 
 // heads are the first lines of every answer, by status.
 type heads [statuses][]byte

@@ -136,6 +136,7 @@ func (c *conn) carryOut(ctx context.Context, ask server.Request, req *request, s
 			return response{}, session, err
 		}
 		defer free()
+		c.srv.sessions.Metrics.Received.Observe(int64(len(data)))
 		return c.srv.put(ctx, ask, req, session, data), session, nil
 	case verbDelete:
 		return c.srv.remove(ctx, ask, req, session), session, nil
