@@ -33,6 +33,7 @@ type Config struct {
 	Limits              Limits           `key:"limits"`
 	Memory              Memory           `key:"memory"`
 	Sweep               Sweep            `key:"sweep"`
+	Admin               Admin            `key:"admin"`
 	Log                 Log              `key:"log"`
 
 	// Warnings are remarks on settings that are allowed but likely not meant.
@@ -62,10 +63,40 @@ type Sweep struct {
 	Batch    int           `key:"batch" default:"1000" live:"true" doc:"expired sessions deleted in one go"`
 }
 
+// Admin is about the listener for operators.
+type Admin struct {
+	Listen      string `key:"listen" default:"127.0.0.1:42480" doc:"address of health, metrics and the operators' API and page; off for none"`
+	Token       Secret `key:"token" default:"" live:"true" doc:"what operators show to be let in, as env:NAME or file:PATH; needed where listen is not loopback"`
+	Certificate string `key:"certificate" default:"" live:"true" doc:"PEM file with the certificate for TLS"`
+	Key         string `key:"key" default:"" live:"true" doc:"PEM file with the certificate's key, if that is not in the certificate's file"`
+	PProf       bool   `key:"pprof" default:"false" live:"true" doc:"serve /debug/pprof"`
+}
+
+// On reports whether there is a listener for operators.
+func (a Admin) On() bool { return a.Listen != "" && !strings.EqualFold(a.Listen, "off") }
+
+// Secret is a text that is never shown.
+type Secret struct {
+	text string
+	from string // where it was read from, env:NAME or file:PATH; else ""
+}
+
+// Text is the secret itself.
+func (s Secret) Text() string { return s.text }
+
+// String is what may be shown.
+func (s Secret) String() string {
+	if s.from == "" && s.text != "" {
+		return "(hidden)"
+	}
+	return s.from
+}
+
 // Log is about the server's log on standard error.
 type Log struct {
-	Level  slog.Level `key:"level" default:"info" live:"true" choices:"debug,info,warn,error" doc:"least level that is logged"`
-	Format string     `key:"format" default:"text" choices:"text,json" doc:"format of the log lines"`
+	Level  slog.Level    `key:"level" default:"info" live:"true" choices:"debug,info,warn,error" doc:"least level that is logged"`
+	Format string        `key:"format" default:"text" choices:"text,json" doc:"format of the log lines"`
+	Slow   time.Duration `key:"slow" default:"1s" live:"true" doc:"operations of the store that take longer are logged, 0s for none"`
 }
 
 // Mode says where sessions are kept, in the words of web.config.
@@ -77,7 +108,7 @@ const (
 )
 
 // later are keys that this version does not have yet.
-var later = []string{"takeOver", "applications", "admin", "tds", "memory.stateFile"}
+var later = []string{"takeOver", "applications", "tds", "memory.stateFile"}
 
 // setting is what Config's tags say about one key.
 type setting struct {
@@ -138,6 +169,9 @@ func (s setting) of(c *Config) reflect.Value {
 	return reflect.ValueOf(c).Elem().FieldByIndex(s.index)
 }
 
+// IsDefault reports whether nobody has set the setting.
+func (c *Config) IsDefault(key string) bool { return c.sources[key] == "" }
+
 // Setting is one setting in force, for display.
 type Setting struct {
 	Key    string
@@ -169,7 +203,10 @@ func display(v reflect.Value) string {
 	case time.Duration:
 		return formatDuration(x)
 	default:
-		return fmt.Sprint(x)
+		if text := fmt.Sprint(x); text != "" {
+			return text
+		}
+		return `""`
 	}
 }
 
@@ -190,10 +227,10 @@ func formatDuration(d time.Duration) string {
 // others. applied and restart are the keys that differ, of the one kind and of the
 // other.
 //
-// The allow list, the limits, requestBudget, lockWait, sweep and log.level can
+// The allow list, the limits, requestBudget, lockWait, sweep, admin but for admin.listen, log.level and log.slow can
 // change. What decides where sessions are kept, on which addresses the server
 // listens and how it talks (mode, sqlConnectionString, autoMigrate, memory, listen, statusLine,
-// aspNetVersion, log.format) needs a restart.
+// aspNetVersion, admin.listen, log.format) needs a restart.
 func (c *Config) Reload(next *Config) (merged *Config, applied, restart []string) {
 	m := *next
 	for _, s := range settings {

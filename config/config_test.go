@@ -107,6 +107,12 @@ var samples = map[string][2]string{
 	"memory.maxBytes":       {"1tib", "1TiB"},
 	"sweep.interval":        {"90s", "1m30s"},
 	"sweep.batch":           {"50", "50"},
+	"admin.listen":          {"Off", "Off"},
+	"admin.token":           {"file:testdata/token", "file:testdata/token"},
+	"admin.certificate":     {"/etc/aspstate/tls.crt", "/etc/aspstate/tls.crt"},
+	"admin.key":             {"/etc/aspstate/tls.key", "/etc/aspstate/tls.key"},
+	"admin.pprof":           {"true", "true"},
+	"log.slow":              {"2s", "2s"},
 	"log.level":             {"debug", "debug"},
 	"log.format":            {"json", "json"},
 }
@@ -251,7 +257,7 @@ func TestLiveSettings(t *testing.T) {
 			fixed = append(fixed, s.key)
 		}
 	}
-	want := []string{"mode", "sqlConnectionString", "autoMigrate", "listen", "statusLine", "aspNetVersion", "memory.maxBytes", "log.format"}
+	want := []string{"mode", "sqlConnectionString", "autoMigrate", "listen", "statusLine", "aspNetVersion", "memory.maxBytes", "admin.listen", "log.format"}
 	if !slices.Equal(fixed, want) {
 		t.Errorf("settings that need a restart: %q, want %q", fixed, want)
 	}

@@ -46,7 +46,7 @@ func TestFaults(t *testing.T) {
 		{"limits.body: 8KiB", "limits.body", "unknown key"},
 		{"takeOver: tcpip=old:42424", "takeOver", "not in this version"},
 		{"applications: []", "applications", "not in this version"},
-		{"admin: {listen: 127.0.0.1:1}", "admin", "not in this version"},
+		{"tds: {listen: 127.0.0.1:1}", "tds", "not in this version"},
 		{"tds:", "tds", "not in this version"},
 		{"memory: {stateFile: x}", "memory.stateFile", "not in this version"},
 		{"sweep: &s {batch: 5}\nlimits: *s", "limits.batch", "unknown key"},
@@ -83,6 +83,19 @@ func TestFaults(t *testing.T) {
 		{"limits: {idle: 0s}", "limits.idle", "write between 1s and 24h"},
 		{"sweep: {interval: 0s}", "sweep.interval", "write between 1s"},
 		{"sweep: {batch: 0}", "sweep.batch", "write between 1 and"},
+
+		{"admin: {listen: 127.0.0.1}", "admin.listen", "not host:port"},
+		{"admin: {listen: '127.0.0.1:x'}", "admin.listen", "not host:port"},
+		{"admin: {listen: '*:1'}", "admin.listen", "0.0.0.0:1"},
+		{"admin: {listen: '127.0.0.1:42424'}", "admin.listen", "also in listen"},
+		{"admin: {listen: '0.0.0.0:42480'}", "admin.listen", "admin.token is empty"},
+		{"admin: {listen: ':42480'}", "admin.listen", "admin.token is empty"},
+		{"admin: {token: abc}", "admin.token", "shorter than 16"},
+		{"admin: {token: 'abcdefgh ijklmnopq'}", "admin.token", "HTTP headers"},
+		{"admin: {token: env:NO_SUCH}", "admin.token", "NO_SUCH is not set; set it to the token"},
+		{"admin: {listen: '0.0.0.0:1', token: env:NO_SUCH}", "admin.token", "NO_SUCH is not set"},
+		{"admin: {token: file:/no/such/file}", "admin.token", "/no/such/file"},
+		{"log: {slow: -1s}", "log.slow", "negative"},
 
 		{"listen: []", "listen", "no address"},
 		{"listen: 127.0.0.1", "listen", "not host:port"},
@@ -126,6 +139,10 @@ func TestAllowed(t *testing.T) {
 		"listen: 0.0.0.0:42424\nallow: 10.1.2.3",
 		"listen: ':42424'\nallow: ['::ffff:10.1.2.0/120']",
 		"mode: StateServer\nsqlConnectionString: env:NO_SUCH",
+		"admin: {listen: off, token: env:NO_SUCH}",
+		"admin: {listen: '', token: abc}",
+		"admin: {listen: 'localhost:1', token: ''}",
+		"admin: {listen: '10.0.0.1:1', token: abcdefghijklmnop, certificate: x.pem}",
 		"mode: StateServer\nsqlConnectionString: postgres://u:p@db/x",
 		"mode: StateServer\nsqlConnectionString: nonsense",
 		"limits: {body: 1MiB, bodiesInFlight: 1MiB, requestLine: 2KiB}",
@@ -143,7 +160,9 @@ func TestAllowed(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	for text, says := range map[string]string{
-		"requestBudget: 10s":                                "stateNetworkTimeout",
+		"requestBudget: 10s": "stateNetworkTimeout",
+		"admin: {listen: '10.0.0.1:1', token: abcdefghijklmnop}": "without TLS",
+		"admin: {key: x.pem}":                               "without admin.certificate",
 		"allow: 0.0.0.0/0":                                  "0.0.0.0/0, which is everybody",
 		"memory: {maxBytes: 1GiB}":                          "no effect in mode SQLServer",
 		"mode: StateServer\nmemory: {maxBytes: 1MiB}":       "less than limits.body",
@@ -199,6 +218,23 @@ func TestPasswordOnCommandLine(t *testing.T) {
 	}
 }
 
+func TestToken(t *testing.T) {
+	const token = "5dFkX0b7PqYw2nLr9sVt3uZa"
+	_, err := loadText(t, "", nil, "--admin-token="+token)
+	if err == nil || !strings.Contains(err.Error(), "command line") || strings.Contains(err.Error(), token) {
+		t.Errorf("on the command line: %v", err)
+	}
+	for text, shown := range map[string]string{"admin: {token: " + token + "}": "(hidden)", "admin: {token: env:TOKEN}": "env:TOKEN", "admin: {token: file:testdata/token}": "file:testdata/token"} {
+		c := mustLoad(t, text, []string{"TOKEN= " + token + "\n"})
+		if got := c.Admin.Token.Text(); got != token {
+			t.Errorf("%s gives %q", text, got)
+		}
+		if got := value(t, c, "admin.token").Value; got != shown {
+			t.Errorf("%s is shown as %q", text, got)
+		}
+	}
+}
+
 func TestRelativePaths(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(t.TempDir())
@@ -222,6 +258,12 @@ func TestRelativePaths(t *testing.T) {
 	}
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(" sqlite:c.db\r\n"), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("admin: {certificate: tls.pem}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Load(file, nil, nil); err != nil || c.Admin.Certificate != filepath.Join(dir, "tls.pem") {
+		t.Errorf("certificate %v, %v", c, err)
 	}
 	for _, test := range []struct{ got, want string }{
 		{load("", ""), filepath.Join(here, "aspstate.db")},

@@ -158,6 +158,7 @@ func load(file string, data []byte, environ []string, flags *pflag.FlagSet) (*Co
 		l.unreadable[s.key] = raw == nil || len(l.faults) > before
 	}
 	l.resolve(c, filepath.Dir(file))
+	l.resolveAdmin(c, filepath.Dir(file))
 	l.validate(c)
 	c.Warnings = append(c.Warnings, l.strangers(c)...)
 	if len(l.faults) > 0 {
@@ -325,6 +326,8 @@ func (l *loader) decode(s setting, raw any, field reflect.Value) {
 	switch p := field.Addr().Interface().(type) {
 	case *ConnectionString:
 		p.text = text
+	case *Secret:
+		p.text = text
 	case *bool:
 		*p, err = strconv.ParseBool(text)
 		remedy = "write true or false"
@@ -388,36 +391,18 @@ func (l *loader) resolve(c *Config, dir string) {
 	const key = "sqlConnectionString"
 	cs := &c.SQLConnectionString
 	text := cs.text
-	name, isEnv := cutPrefixFold(text, "env:")
-	path, isFile := cutPrefixFold(text, "file:")
-	if isEnv || isFile {
+	if elsewhere(text) {
 		cs.from, cs.text = text, ""
 		if c.Mode == ModeStateServer {
 			return // not needed, so it need not be there
 		}
+		var ok bool
+		if text, ok = l.fetch(key, text, dir, "the connection string"); !ok {
+			return
+		}
 	} else if strings.HasPrefix(l.source[key], "--") && hasPassword(text) {
 		l.fault(key, "a password on the command line can be read by every user of this machine",
 			"put the connection string into a file or an environment variable and write file:PATH or env:NAME")
-	}
-	switch {
-	case isEnv:
-		if text = strings.TrimSpace(l.env[name]); text == "" {
-			l.fault(key, "the environment variable "+name+" is not set", "set it to the connection string")
-			return
-		}
-	case isFile:
-		if !filepath.IsAbs(path) {
-			path = filepath.Join(dir, path)
-		}
-		data, err := os.ReadFile(path)
-		if text = strings.TrimSpace(string(data)); err != nil || text == "" {
-			problem := "the file " + path + " is empty"
-			if err != nil {
-				problem = err.Error()
-			}
-			l.fault(key, problem, "write the connection string into a file that the server can read")
-			return
-		}
 	}
 	found, err := recognize(text, dir)
 	if err == nil {
@@ -434,12 +419,62 @@ func (l *loader) resolve(c *Config, dir string) {
 	}
 }
 
+// resolveAdmin reads a token that stands elsewhere, and finds the files of the certificate.
+func (l *loader) resolveAdmin(c *Config, dir string) {
+	for _, path := range []*string{&c.Admin.Certificate, &c.Admin.Key} {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
+		}
+	}
+	const key = "admin.token"
+	token := &c.Admin.Token
+	switch {
+	case elsewhere(token.text):
+		token.from, token.text = token.text, ""
+		if c.Admin.On() {
+			token.text, _ = l.fetch(key, token.from, dir, "the token")
+		}
+	case strings.HasPrefix(l.source[key], "--") && token.text != "":
+		l.fault(key, "a token on the command line can be read by every user of this machine",
+			"put it into a file or an environment variable and write file:PATH or env:NAME")
+	}
+}
+
+// elsewhere reports whether a secret's text says where to find it.
+func elsewhere(text string) bool {
+	_, env := cutPrefixFold(text, "env:")
+	_, file := cutPrefixFold(text, "file:")
+	return env || file
+}
+
+// fetch reads a secret from where its text says. A fault names it as what.
+func (l *loader) fetch(key, text, dir, what string) (secret string, ok bool) {
+	if name, env := cutPrefixFold(text, "env:"); env {
+		if secret = strings.TrimSpace(l.env[name]); secret == "" {
+			l.fault(key, "the environment variable "+name+" is not set", "set it to "+what)
+		}
+		return secret, secret != ""
+	}
+	path, _ := cutPrefixFold(text, "file:")
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	data, err := os.ReadFile(path)
+	if secret = strings.TrimSpace(string(data)); err == nil && secret == "" {
+		err = errors.New("the file " + path + " is empty")
+	}
+	if err != nil {
+		l.fault(key, err.Error(), "write "+what+" into a file that the server can read")
+	}
+	return secret, err == nil
+}
+
 // strangers warns of variables that look like settings and are none.
 func (l *loader) strangers(c *Config) []string {
 	var names []string
 	for name := range l.env {
 		known := slices.ContainsFunc(settings, func(s setting) bool { return s.env == strings.ToUpper(name) })
-		if strings.HasPrefix(strings.ToUpper(name), envPrefix) && !known && c.SQLConnectionString.from != "env:"+name {
+		if strings.HasPrefix(strings.ToUpper(name), envPrefix) && !known && c.SQLConnectionString.from != "env:"+name && c.Admin.Token.from != "env:"+name {
 			names = append(names, name)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -41,6 +42,7 @@ func (l *loader) checkNumber(key string, value, least, most int) {
 // validate finds values out of range and settings that contradict each other.
 func (l *loader) validate(c *Config) {
 	l.validateListen(c)
+	l.validateAdmin(c)
 
 	m := aspNetVersion.FindStringSubmatch(c.ASPNetVersion)
 	l.check(m != nil, "aspNetVersion", strconv.Quote(c.ASPNetVersion)+" is not a version of three numbers", "write it as 4.0.30319")
@@ -77,6 +79,7 @@ func (l *loader) validate(c *Config) {
 	}
 	l.checkDuration("sweep.interval", c.Sweep.Interval, time.Second, 24*time.Hour)
 	l.checkNumber("sweep.batch", c.Sweep.Batch, 1, 100_000)
+	l.check(c.Log.Slow >= 0, "log.slow", "it is negative", "write 0s to log no operation for being slow")
 }
 
 func (c *Config) warn(format string, args ...any) {
@@ -116,6 +119,42 @@ func (l *loader) validateListen(c *Config) {
 		if p.Bits() == 0 {
 			c.warn("allow has %v, which is everybody: the port has no authentication, and whoever can connect can run code on the web servers", p)
 		}
+	}
+}
+
+// leastToken is the shortest token, in characters: nobody guesses 16 random ones.
+const leastToken = 16
+
+func (l *loader) validateAdmin(c *Config) {
+	a := c.Admin
+	if !a.On() {
+		return
+	}
+	if a.Key != "" && a.Certificate == "" {
+		c.warn("admin.key has no effect without admin.certificate")
+	}
+	token := a.Token.Text()
+	l.check(token == "" || len(token) >= leastToken, "admin.token", fmt.Sprintf("it is shorter than %d characters", leastToken), "make one with: openssl rand -hex 24")
+	l.check(strings.IndexFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) < 0, "admin.token", "it has characters that HTTP headers cannot carry",
+		"make one with: openssl rand -hex 24")
+	host, port, err := net.SplitHostPort(a.Listen)
+	n, bad := strconv.ParseUint(port, 10, 16)
+	switch {
+	case err != nil, bad != nil:
+		l.check(false, "admin.listen", strconv.Quote(a.Listen)+" is not host:port", "write 127.0.0.1:42480, or off")
+		return
+	case host == "*" || host == "+":
+		l.check(false, "admin.listen", a.Listen+" is not an address", "write 0.0.0.0:"+port+" for every IPv4 address or [::]:"+port+" for every address")
+		return
+	}
+	l.check(n == 0 || !slices.Contains(c.Listen, a.Listen), "admin.listen", a.Listen+" is also in listen", "write another port")
+	if isLoopback(host) || l.unreadable["admin.token"] {
+		return
+	}
+	l.check(token != "" || a.Token.from != "", "admin.listen", "other machines can reach "+a.Listen+" and admin.token is empty; whoever connects could read and remove sessions",
+		"set admin.token to env:NAME or file:PATH, or listen on 127.0.0.1")
+	if a.Certificate == "" {
+		c.warn("admin.listen %s is reached from other machines without TLS: token and session IDs can be read on the way; set admin.certificate and admin.key", a.Listen)
 	}
 }
 
