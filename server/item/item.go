@@ -75,25 +75,27 @@ const (
 	maxEntries = 1 << 16
 )
 
-var errNotItem = errors.New("item: it is not in the format of ASP.NET's session state; perhaps another serializer wrote it")
+var errNotItem = errors.New("it is not in the format of ASP.NET's session state; perhaps another serializer wrote it")
 
 // Decode reads an item. Of a damaged one it returns what can be read, and an error that says what is wrong first;
 // the error has no session data in it. The memory it takes is bounded by a small multiple of the blob's size.
 func Decode(blob []byte) (Item, error) {
 	it, err := decode(blob)
+	if err != nil {
+		inflated, compressedErr := inflate(blob)
+		c, damage := decode(inflated)
+		c.Compressed, c.Inflated = true, len(inflated)
+		if compressedErr == nil {
+			compressedErr = damage
+		}
+		// What begins as an uncompressed item is a damaged one, unless all of it makes sense otherwise.
+		if compressedErr == nil || hasHeader(inflated) && !hasHeader(blob) {
+			it, err = c, compressedErr
+		}
+	}
 	it.Size = len(blob)
-	if err == nil {
-		return it, nil
-	}
-	inflated, inflateErr := inflate(blob)
-	c, compressedErr := decode(inflated)
-	c.Size, c.Compressed, c.Inflated = len(blob), true, len(inflated)
-	if inflateErr != nil {
-		compressedErr = inflateErr
-	}
-	// What begins as an uncompressed item is a damaged one, unless all of it makes sense otherwise.
-	if compressedErr == nil || hasHeader(inflated) && !hasHeader(blob) {
-		return c, compressedErr
+	if err != nil {
+		err = fmt.Errorf("item: %w", err)
 	}
 	return it, err
 }
@@ -105,15 +107,15 @@ func inflate(blob []byte) ([]byte, error) {
 	out, err := io.ReadAll(io.LimitReader(flate.NewReader(in), int64(limit)+1))
 	switch {
 	case err != nil:
-		return out, fmt.Errorf("item: compressed data are damaged behind %d bytes: %w", len(out), err)
+		return out, fmt.Errorf("compressed data are damaged behind %d bytes: %w", len(out), err)
 	case len(out) > limit:
-		return out[:limit], fmt.Errorf("item: compressed data are more than %d bytes; the rest is not read", limit)
+		return out[:limit], fmt.Errorf("compressed data are more than %d bytes; the rest is not read", limit)
 	}
 	if last, err := in.ReadByte(); err != nil || last != end {
 		return out, errEnd
 	}
 	if in.Len() > 0 {
-		return out, fmt.Errorf("item: %d bytes follow its end", in.Len())
+		return out, fmt.Errorf("%d bytes follow its end", in.Len())
 	}
 	return out, nil
 }
@@ -121,7 +123,7 @@ func inflate(blob []byte) ([]byte, error) {
 // end is the last byte of every item. It is there so that a truncated item shows.
 const end = 0xff
 
-var errEnd = errors.New("item: its end mark is missing; it was truncated or damaged")
+var errEnd = errors.New("its end mark is missing; it was truncated or damaged")
 
 // hasHeader reports whether blob begins as an uncompressed item does. Compressed ones do not: their fourth byte is hardly ever 0
 // and is not followed by two that are 0 or 1.
@@ -157,7 +159,7 @@ func decode(blob []byte) (Item, error) {
 	if mark := r.byte(); r.err != nil || mark != end {
 		r.err = errEnd
 	} else if len(r.rest) > 0 {
-		r.err = fmt.Errorf("item: %d bytes follow its end", len(r.rest))
+		r.err = fmt.Errorf("%d bytes follow its end", len(r.rest))
 	}
 	if first == nil {
 		first = r.err
@@ -181,7 +183,7 @@ func (r *reader) items(it *Item) error {
 		}
 		if r.err != nil {
 			it.Items = entries[:i]
-			return fmt.Errorf("item: key %d of %d: %w", i+1, count, r.err)
+			return fmt.Errorf("key %d of %d: %w", i+1, count, r.err)
 		}
 	}
 	it.Items = entries
@@ -202,7 +204,7 @@ func (r *reader) items(it *Item) error {
 	}
 	// The values begin only behind the last size: without all of the sizes none can be found.
 	if sized < count {
-		return fmt.Errorf("item: size of value %d of %d: %w", sized+1, count, r.err)
+		return fmt.Errorf("size of value %d of %d: %w", sized+1, count, r.err)
 	}
 
 	var first error
@@ -213,7 +215,7 @@ func (r *reader) items(it *Item) error {
 			entries[i].Value, err = nil, r.err
 		}
 		if err != nil && first == nil {
-			first = fmt.Errorf("item: value %d of %d: %w", i+1, count, err)
+			first = fmt.Errorf("value %d of %d: %w", i+1, count, err)
 		}
 		if r.err != nil {
 			break
@@ -252,7 +254,7 @@ func (r *reader) staticObjects(it *Item) error {
 			it.StaticObjects = append(it.StaticObjects, e)
 		}
 		if r.err != nil {
-			return fmt.Errorf("item: static object %d of %d: %w", i+1, count, r.err)
+			return fmt.Errorf("static object %d of %d: %w", i+1, count, r.err)
 		}
 	}
 	return r.err

@@ -103,10 +103,10 @@ func (r *reader) count() int {
 	case r.err != nil:
 		return 0
 	case n < 0 || n > len(r.rest)/2:
-		r.err = fmt.Errorf("item: it cannot have %d values", n)
+		r.err = fmt.Errorf("it cannot have %d values", n)
 		return 0
 	case n > maxEntries:
-		r.err = fmt.Errorf("item: it has %d values, and only items of up to %d are read", n, maxEntries)
+		r.err = fmt.Errorf("it has %d values, and only items of up to %d are read", n, maxEntries)
 		return 0
 	}
 	return n
