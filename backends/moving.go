@@ -1,8 +1,11 @@
 package backends
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"fmt"
+	"math"
+	"strings"
 	"time"
 )
 
@@ -10,9 +13,9 @@ import (
 // moves to another store. Durations are by the store's clock, at the moment it told them.
 type Session struct {
 	Key
-	Data    []byte // nil where it was not asked for
-	Size    int    // of the data, in bytes
-	Created time.Time
+	Data    []byte        // nil where it was not asked for
+	Size    int           // of the data, in bytes
+	Created time.Time     // by the clock of the store that it began in
 	Timeout time.Duration // as last set
 	Left    time.Duration // until it expires if nothing renews it; not set where Timeout is NeverExpires
 	// LockCookie is that of the last lock, and LockAge how long ago it was taken, whether the
@@ -43,29 +46,68 @@ const (
 	ByCreated              // oldest first
 )
 
-// Query chooses sessions.
+// Query chooses sessions. Who reads on ByKey behind the last session that it got, until it gets fewer than
+// Limit, has seen each session once that was there all the time; of those that came or went meanwhile it may have missed some.
 type Query struct {
 	App    *AppID // only this application's, if set
 	ID     string // only those whose ID begins so
 	Locked bool   // only locked ones
 	Order  Order
-	After  Key  // goes on behind this key; only for ByKey, the zero Key begins
+	After  Key  // goes on behind this key; only for ByKey, the zero Key begins, also before negative AppIDs
 	Limit  int  // at most so many, at least 1
 	Data   bool // with their data
 }
 
+// Compare orders keys: by AppID, then by the bytes of the ID.
+func (k Key) Compare(other Key) int {
+	return cmp.Or(cmp.Compare(k.App, other.App), strings.Compare(k.ID, other.ID))
+}
+
+// Bound is a place in the order of keys. Its App may lie behind the last AppID.
+type Bound struct {
+	App int64
+	ID  string
+}
+
+// Compare orders bounds as their keys.
+func (b Bound) Compare(other Bound) int {
+	return cmp.Or(cmp.Compare(b.App, other.App), strings.Compare(b.ID, other.ID))
+}
+
+// Range returns the part of all keys that the query can choose from: from first on, before end.
+func (q Query) Range() (first, end Bound) {
+	first, end = Bound{App: math.MinInt32}, Bound{App: math.MaxInt32 + 1}
+	if q.App != nil {
+		first, end = Bound{int64(*q.App), q.ID}, Bound{App: int64(*q.App) + 1}
+		// Behind the IDs that begin so comes what they begin with, its last byte raised.
+		prefix := []byte(q.ID)
+		for len(prefix) > 0 && prefix[len(prefix)-1] == 0xff {
+			prefix = prefix[:len(prefix)-1]
+		}
+		if len(prefix) > 0 {
+			prefix[len(prefix)-1]++
+			end = Bound{int64(*q.App), string(prefix)}
+		}
+	}
+	if after := (Bound{int64(q.After.App), q.After.ID + "\x00"}); q.After != (Key{}) && after.Compare(first) > 0 {
+		first = after
+	}
+	return first, end
+}
+
 // Inspector is implemented by stores that can be looked into. Looking changes nothing: it renews
-// no session and clears no mark. Expired sessions are missing here too.
+// no session and clears no mark. Expired sessions are missing here too. It does not wait for operations
+// on the sessions that it looks at, nor they for it.
 type Inspector interface {
 	// Inspect returns a session with its data, or ErrNotFound.
 	Inspect(ctx context.Context, key Key) (Session, error)
 
-	// List returns the sessions that the query chooses, in its order. It may take as long as
-	// reading every session takes, unless the order is ByKey, and does not delay other
+	// List returns the sessions that the query chooses, in its order; those that are equal in it come by key. It may
+	// take as long as reading every session takes, unless the order is ByKey, and does not delay other
 	// operations meanwhile.
 	List(ctx context.Context, q Query) ([]Session, error)
 
-	// Applications returns all applications by name, counted.
+	// Applications returns all applications by name, byte by byte, and counts their sessions. It may take as long as List.
 	Applications(ctx context.Context) ([]ApplicationInfo, error)
 }
 
@@ -92,7 +134,8 @@ type Move struct {
 // A move goes: the target Enters it; the source Leaves, from when on nothing in it changes any more;
 // every session is Imported by the target before the first operation on it there, and the rest in the
 // background; the target Completes the move and then the source does. Each step
-// may be repeated. A Leave is final: what comes back later is a new move.
+// may be repeated, and then does nothing. A Leave is final: what comes back later is a new move, with another ID.
+// When a step is allowed, Moves (the type) says.
 type Movable interface {
 	Inspector
 
@@ -101,25 +144,29 @@ type Movable interface {
 	Moves(ctx context.Context) (away, into Move, err error)
 
 	// Leave ends the store's service: from its return on, every operation of Store and Shared, in whichever
-	// process, returns ErrMoved, and none that answered otherwise has its effect later. Only a
-	// repeated operation (rule 7) that was applied before still has its answer repeated. Inspector,
-	// Movable, Ping and Close go on. m is kept, with stage Moving, as durably as a Set.
+	// process, returns ErrMoved (a Listen under way ends with it), and none that answered otherwise has its
+	// effect later. Only a repeated operation (rule 7) that was applied before still has its answer repeated.
+	// Inspector, Movable, Ping and Close go on. m is kept, with stage Moving, as durably as a Set. A store that
+	// was left already, that another move is announced for, or that one is entering still, returns ErrMoved.
 	Leave(ctx context.Context, m Move) error
 
 	// Enter begins a move into this store and keeps m, with stage Moving. A store that was left
-	// before, in a move that is Moved, forgets its sessions and that move first and serves again; one whose move away is not
-	// over, or that another move is entering, returns ErrMoved.
+	// before, in a move that is Moved, forgets its sessions and that move first and serves again; one whose move away
+	// is announced or not over, or that another move is entering, returns ErrMoved.
 	Enter(ctx context.Context, m Move) error
 
 	// Import takes in sessions as they stood elsewhere: with their data, timeout, what is left of it,
 	// lock cookie, lock, lock age and mark, under the Keys given, whose applications exist. A
 	// session that is there already stays as it is, and one that was imported before in the same move is not
-	// imported again, whatever has become of it since. It returns how many were taken in. The effect is durable as that
-	// of a Set. Where this move has been completed, or another one has entered, it returns ErrMoved. With an empty move
-	// ID it imports what is missing, outside of any move.
+	// imported again, whatever has become of it since. Of two with one key the first counts, and one with less
+	// than nothing left is not taken in. It returns how many were taken in. The effect is durable as that of a Set.
+	// Where this move has been completed, never entered, or another one has entered, it returns ErrMoved, and so does a
+	// store that was left. With an empty move ID it imports what is missing, outside of any move. Sessions for which
+	// there is no room are ErrFull; an Import that fails may have taken in some, and can be repeated.
 	Import(ctx context.Context, move string, sessions []Session) (int, error)
 
-	// Complete ends the move: it is Moved, into this store or away from it.
+	// Complete ends the move: it is Moved, into this store or away from it. A move that has not entered or left
+	// this store, or that another one has replaced since, is ErrPermanent.
 	Complete(ctx context.Context, move string) error
 }
 
@@ -143,11 +190,13 @@ type SharedMovable interface {
 	// Depart takes a server out of the list.
 	Depart(ctx context.Context, id string) error
 
-	// Announce keeps m, with stage Announced, for all servers to see in Moves. Another
-	// move that is announced or Moving is ErrMoved. A Move with stage NoMove withdraws the announcement of its ID.
+	// Announce keeps m, with stage Announced, for all servers to see in Moves. It is ErrMoved where another move is
+	// announced or entering, and in a store that was left. A Move with stage NoMove withdraws the announcement
+	// of its ID, if there is one; once that move is Moving it is ErrMoved.
 	Announce(ctx context.Context, m Move) error
 }
 
 // ErrMoved says that the store was left: its sessions are served by another one, which Moves
-// names. Nothing was applied. It is a failure, not an answer.
-var ErrMoved = errors.New("the sessions were moved to another store")
+// names; or, from the methods that move, that another move is in the way. It is a failure, not an answer, and
+// ErrNotApplied.
+var ErrMoved = fmt.Errorf("the sessions were moved to another store: %w", ErrNotApplied)

@@ -37,16 +37,27 @@ type suite struct {
 	app    backends.AppID
 	keys   *atomic.Int64 // how many key has made
 	worker bool          // this one's goroutine is not the test's own
+	open   func(t *testing.T) Fixture
 }
 
-func newSuite(t *testing.T, f Fixture) *suite {
+func newSuite(t *testing.T, open func(t *testing.T) Fixture) *suite {
 	t.Helper()
+	f := open(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
-	s := &suite{T: t, Fixture: f, ctx: ctx, keys: new(atomic.Int64)}
+	s := &suite{T: t, Fixture: f, ctx: ctx, keys: new(atomic.Int64), open: open}
 	s.app = s.application("/lm/w3svc/1/root")
 	return s
 }
+
+// another is the suite on another store, for moves between the two.
+func (s *suite) another() *suite {
+	s.Helper()
+	return newSuite(s.T, s.open)
+}
+
+// movable is the store as what all cases about moves need.
+func (s *suite) movable() backends.Movable { return s.Store.(backends.Movable) }
 
 func (s *suite) application(name string) backends.AppID {
 	s.Helper()

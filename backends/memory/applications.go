@@ -37,11 +37,11 @@ func newApplications() applications {
 // Application implements backends.Store. There is room for 10,000 names. A name is forgotten by DeleteExpired
 // when it has no sessions and was not asked for in 24 hours.
 func (s *Store) Application(ctx context.Context, name string, create bool) (backends.AppID, error) {
+	s.apps.mu.Lock()
+	defer s.apps.mu.Unlock()
 	if err := s.ready(ctx, "application"); err != nil {
 		return 0, err
 	}
-	s.apps.mu.Lock()
-	defer s.apps.mu.Unlock()
 	if app := s.apps.byName[name]; app != nil {
 		app.asked = s.now()
 		return app.id, nil
@@ -66,9 +66,12 @@ func (s *Store) Application(ctx context.Context, name string, create bool) (back
 
 // forgetApplications deletes the names that nobody needs. Names with sessions are not
 // looked at again for another forgetAfter, so that it seldom has anything to do.
-func (s *Store) forgetApplications() {
+func (s *Store) forgetApplications(ctx context.Context) error {
 	s.apps.mu.Lock()
 	defer s.apps.mu.Unlock()
+	if err := s.ready(ctx, "forget applications"); err != nil {
+		return err
+	}
 	due := s.now() - forgetAfter
 	var used map[backends.AppID]struct{}
 	for name, app := range s.apps.byName {
@@ -85,6 +88,7 @@ func (s *Store) forgetApplications() {
 		delete(s.apps.byName, name)
 		delete(s.apps.ids, app.id)
 	}
+	return nil
 }
 
 // usedApplications returns the AppIDs that have sessions.

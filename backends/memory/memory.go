@@ -31,7 +31,10 @@ const (
 	overhead = 200
 )
 
-var _ backends.Store = (*Store)(nil)
+var (
+	_ backends.Store   = (*Store)(nil)
+	_ backends.Movable = (*Store)(nil)
+)
 
 // Store keeps sessions in memory. Make one with New.
 type Store struct {
@@ -43,6 +46,9 @@ type Store struct {
 	closed   atomic.Bool
 	sweep    atomic.Uint32 // the shard where DeleteExpired goes on
 	apps     applications
+	scan     scan
+	moving   sync.Mutex // over changes of moves
+	moves    atomic.Pointer[backends.Moves]
 	shards   [shardCount]shard
 }
 
@@ -52,7 +58,8 @@ type shard struct {
 	sessions map[backends.Key]*session
 	queue    queue
 	apps     map[backends.AppID]int // how many sessions each application has here
-	_        [16]byte               // a shard to a cache line
+	arrivals map[backends.Key]struct{}
+	_        [8]byte // a shard to a cache line
 }
 
 // never is when a session with NeverExpires expires.
@@ -65,6 +72,7 @@ type session struct {
 	timeout       time.Duration
 	expires       time.Duration
 	due           time.Duration // when the queue looks at it: never after expires
+	created       time.Duration
 	lockedAt      time.Duration
 	cookie        backends.Cookie
 	place         int32 // in the queue
@@ -83,6 +91,7 @@ func New(maxBytes int64) *Store {
 		full:     fmt.Errorf("memory: maxBytes (%d) is reached, raise it: %w", maxBytes, backends.ErrFull),
 		apps:     newApplications(),
 	}
+	s.moves.Store(&backends.Moves{})
 	for i := range s.shards {
 		s.shards[i].sessions = map[backends.Key]*session{}
 		s.shards[i].apps = map[backends.AppID]int{}
@@ -103,14 +112,25 @@ func expiry(now, timeout time.Duration) time.Duration {
 
 var errClosed = errors.New("store is closed")
 
-// ready is nil if the store may go on with an operation.
-func (s *Store) ready(ctx context.Context, op string) error {
+// open is nil if the store is open and the call is not over.
+func (s *Store) open(ctx context.Context, op string) error {
 	err := ctx.Err()
 	if err == nil && s.closed.Load() {
 		err = errClosed
 	}
 	if err != nil {
 		return fmt.Errorf("memory: %s: %w: %w", op, err, backends.ErrNotApplied)
+	}
+	return nil
+}
+
+// ready is nil if the store may go on with an operation.
+func (s *Store) ready(ctx context.Context, op string) error {
+	if err := s.open(ctx, op); err != nil {
+		return err
+	}
+	if s.moves.Load().Left() {
+		return fmt.Errorf("memory: %s: %w", op, backends.ErrMoved)
 	}
 	return nil
 }
@@ -125,7 +145,7 @@ func (s *Store) shard(key backends.Key) *shard {
 func (s *Store) lock(ctx context.Context, op string, key backends.Key) (*shard, time.Duration, error) {
 	sh := s.shard(key)
 	sh.mu.Lock()
-	// Close sets its mark before it empties the shards.
+	// Close and Leave set their marks before they come by the shards.
 	if err := s.ready(ctx, op); err != nil {
 		sh.mu.Unlock()
 		return nil, 0, err
@@ -294,22 +314,28 @@ func (s *Store) Set(ctx context.Context, key backends.Key, _ backends.Token, w b
 }
 
 func (s *Store) create(sh *shard, now time.Duration, key backends.Key, data []byte, w backends.Write) error {
-	key.ID = strings.Clone(key.ID) // it may be part of something larger
-	se := &session{
+	return s.add(sh, now, &session{
 		key:           key,
 		data:          data,
 		timeout:       w.Timeout,
 		expires:       expiry(now, w.Timeout),
+		created:       now,
+		lockedAt:      now,
 		cookie:        1,
 		uninitialized: w.Uninitialized,
-	}
+	})
+}
+
+// add puts a new session in its shard.
+func (s *Store) add(sh *shard, now time.Duration, se *session) error {
 	if !s.makeRoom(sh, se.size(), now) {
 		return s.full
 	}
-	sh.sessions[key] = se
+	se.key.ID = strings.Clone(se.key.ID) // it may be part of something larger
+	sh.sessions[se.key] = se
 	se.due = se.expires
 	heap.Push(&sh.queue, se)
-	sh.apps[key.App]++
+	sh.apps[se.key.App]++
 	return nil
 }
 
@@ -345,7 +371,7 @@ func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
 }
 
 // Ping implements backends.Store.
-func (s *Store) Ping(ctx context.Context) error { return s.ready(ctx, "ping") }
+func (s *Store) Ping(ctx context.Context) error { return s.open(ctx, "ping") }
 
 // Close forgets all sessions. It may be called again.
 func (s *Store) Close() error {
@@ -353,7 +379,7 @@ func (s *Store) Close() error {
 	for i := range s.shards {
 		sh := &s.shards[i]
 		sh.mu.Lock()
-		sh.sessions, sh.queue, sh.apps = nil, nil, nil
+		sh.sessions, sh.queue, sh.apps, sh.arrivals = nil, nil, nil, nil
 		sh.mu.Unlock()
 	}
 	return nil

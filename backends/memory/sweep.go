@@ -3,7 +3,6 @@ package memory
 import (
 	"container/heap"
 	"context"
-	"fmt"
 	"time"
 )
 
@@ -45,9 +44,6 @@ func (q *queue) Pop() any {
 // of sessions each, and looks at no session that is not due. It also forgets applications that
 // have had no sessions and were not asked for in a day.
 func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
-	if err := s.ready(ctx, "delete expired"); err != nil {
-		return 0, err
-	}
 	deleted := 0
 	first := s.sweep.Load()
 	for i := range uint32(shardCount) {
@@ -58,19 +54,21 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 				s.sweep.Store(at)
 				return deleted, nil
 			}
-			if err := ctx.Err(); err != nil {
-				s.sweep.Store(at)
-				return deleted, fmt.Errorf("memory: delete expired: %w", err)
-			}
 			var n int
 			sh.mu.Lock()
-			n, done = s.sweepPortion(sh, s.now(), limit-deleted)
+			err := s.ready(ctx, "delete expired")
+			if err == nil {
+				n, done = s.sweepPortion(sh, s.now(), limit-deleted)
+			}
 			sh.mu.Unlock()
+			if err != nil {
+				s.sweep.Store(at)
+				return deleted, err
+			}
 			deleted += n
 		}
 	}
-	s.forgetApplications()
-	return deleted, nil
+	return deleted, s.forgetApplications(ctx)
 }
 
 // sweepPortion deletes expired sessions of a locked shard, at most limit, and looks at a
