@@ -33,14 +33,27 @@ const (
 // applications caches known applications by name. What is unknown is asked of the
 // store every time: another server may have registered it.
 type applications struct {
-	mu    sync.RWMutex
-	known map[string]*Application
+	mu         sync.RWMutex
+	known      map[string]*Application
+	generation atomic.Uint64 // of the names
 }
 
 func (a *applications) init() { a.known = make(map[string]*Application) }
 
-// Application returns the application of this name, without asking the store.
+// forget forgets everything, because names mean other applications from now on.
+func (a *applications) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.known)
+	a.generation.Add(1)
+}
+
+// Generation changes whenever a name may mean another application than before.
+func (s *Sessions) Generation() uint64 { return s.applications.generation.Load() }
+
+// Application returns the application of this name, or that of its alias, without asking the store.
 func (s *Sessions) Application(name string) *Application {
+	name = s.aliases.Load().application(name)
 	a := &s.applications
 	a.mu.RLock()
 	app := a.known[name]

@@ -98,6 +98,7 @@ func (s *Sessions) Run(ctx context.Context) {
 	var listening sync.WaitGroup
 	listening.Go(func() { s.listen(ctx) })
 	listening.Go(func() { s.attend(ctx) })
+	listening.Go(func() { s.keepAliases(ctx) })
 	defer listening.Wait()
 	for {
 		select {

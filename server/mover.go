@@ -480,6 +480,3 @@ func (s *Sessions) standDown(ctx context.Context) error {
 	}
 	return nil
 }
-
-// ownOrigins are the origins besides a store that sessions are moved away from.
-func (s *Sessions) ownOrigins() []origin { return nil }

@@ -19,6 +19,9 @@ import (
 type Session struct {
 	App *Application
 	ID  string
+	// Target is what the client called it, for a state server that sessions are taken over from
+	// (TakesOver); else it may be empty.
+	Target string
 }
 
 // Request is what Sessions knows of the request that a front end carries out.
@@ -63,6 +66,8 @@ type Sessions struct {
 	later        later
 	handover     handover
 	mover        mover
+	takesOver    atomic.Pointer[takeOver]
+	aliases      atomic.Pointer[aliases]
 }
 
 // NewSessions returns Sessions over store, whose calls end budget after a

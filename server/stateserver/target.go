@@ -148,8 +148,9 @@ func hashOf(appID string) string {
 type targets struct {
 	sessions *server.Sessions
 
-	mu       sync.RWMutex
-	prefixes map[string]*server.Application
+	mu         sync.RWMutex
+	prefixes   map[string]*server.Application
+	generation uint64 // of the names that the prefixes were resolved by
 }
 
 // maxPrefixes bounds the remembered spellings.
@@ -157,12 +158,21 @@ const maxPrefixes = 4096
 
 // find returns the session that a raw target names.
 func (t *targets) find(raw []byte) (server.Session, error) {
+	session, err := t.resolve(raw)
+	if err == nil && t.sessions.TakesOver() {
+		session.Target = string(raw)
+	}
+	return session, err
+}
+
+func (t *targets) resolve(raw []byte) (server.Session, error) {
+	generation := t.sessions.Generation()
 	prefix, id := splitRaw(raw)
 	if prefix != nil && isPlain(id) && len(id) <= backends.MaxSessionID {
 		t.mu.RLock()
-		app := t.prefixes[string(prefix)]
+		app, current := t.prefixes[string(prefix)], t.generation == generation
 		t.mu.RUnlock()
-		if app != nil {
+		if app != nil && current {
 			return server.Session{App: app, ID: string(id)}, nil
 		}
 	}
@@ -176,14 +186,18 @@ func (t *targets) find(raw []byte) (server.Session, error) {
 	}
 	session := server.Session{App: t.sessions.Application(application), ID: sessionID}
 	if prefix != nil && isPlain(id) && string(id) == sessionID && session.App.Known() {
-		t.remember(prefix, session.App)
+		t.remember(generation, prefix, session.App)
 	}
 	return session, nil
 }
 
-func (t *targets) remember(prefix []byte, app *server.Application) {
+func (t *targets) remember(generation uint64, prefix []byte, app *server.Application) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.generation != generation {
+		clear(t.prefixes)
+		t.generation = generation
+	}
 	if len(t.prefixes) >= maxPrefixes {
 		for p := range t.prefixes { // any one
 			delete(t.prefixes, p)
