@@ -13,6 +13,7 @@ import (
 // and what is remembered of its AppID.
 type Application struct {
 	Name     string
+	family   string
 	resolved atomic.Pointer[resolved]
 }
 
@@ -59,7 +60,7 @@ func (s *Sessions) Application(name string) *Application {
 	app := a.known[name]
 	a.mu.RUnlock()
 	if app == nil {
-		app = &Application{Name: name}
+		app = &Application{Name: name, family: family(name)}
 	}
 	return app
 }

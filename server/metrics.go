@@ -160,6 +160,9 @@ var (
 	sizeBounds = []int64{256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20}
 )
 
+// DurationBounds are the bounds of all histograms of durations.
+func DurationBounds() []int64 { return durationBounds }
+
 // Observe counts a value.
 func (h *Histogram) Observe(v int64) {
 	i := 0

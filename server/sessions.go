@@ -68,6 +68,7 @@ type Sessions struct {
 	mover        mover
 	takesOver    atomic.Pointer[takeOver]
 	aliases      atomic.Pointer[aliases]
+	strangers    strangers
 }
 
 // NewSessions returns Sessions over store, whose calls end budget after a
@@ -94,17 +95,25 @@ func (s *Sessions) SetSlow(d time.Duration) { s.slow.Store(int64(d)) }
 // Get returns the item of a session (MS-ASP 3.1.5.1), waiting for its lock to be
 // released for as long as SetLockWait says. The errors are those of backends.Store.Get.
 func (s *Sessions) Get(ctx context.Context, req Request, session Session) (backends.Item, error) {
-	return s.await(ctx, req, session, false, func() (backends.Item, error) {
+	item, err := s.await(ctx, req, session, false, func() (backends.Item, error) {
 		return s.Lookup(ctx, req, session)
 	})
+	if errors.Is(err, backends.ErrNotFound) {
+		s.lookForStranger(ctx, session)
+	}
+	return item, err
 }
 
 // GetExclusive locks the session and returns its item (MS-ASP 3.1.5.2), waiting as Get does.
 // A lock that may have been taken although the call failed is released later.
 func (s *Sessions) GetExclusive(ctx context.Context, req Request, session Session) (backends.Item, error) {
-	return s.await(ctx, req, session, true, func() (backends.Item, error) {
+	item, err := s.await(ctx, req, session, true, func() (backends.Item, error) {
 		return s.getExclusive(ctx, req, session)
 	})
+	if errors.Is(err, backends.ErrNotFound) {
+		s.lookForStranger(ctx, session)
+	}
+	return item, err
 }
 
 // Lookup is Get without waiting: it renews the session and clears its mark.
