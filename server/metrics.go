@@ -59,6 +59,9 @@ const (
 	stmtList
 	stmtApplications
 	Statements int = iota
+
+	// RequestStatements are the first ones: those that requests cause.
+	RequestStatements = int(stmtResetTimeout) + 1
 )
 
 var statementNames = [Statements]string{"get", "get exclusive", "release", "set", "remove", "reset timeout",
@@ -189,8 +192,8 @@ func (h *Histogram) Sum() int64 { return h.sum.Load() }
 
 // asked is how many tries requests have made.
 func (m *Metrics) asked() (n uint64) {
-	for s := stmtGet; s <= stmtResetTimeout; s++ {
-		for _, c := range m.Statements[s].Counts() {
+	for i := range m.Statements[:RequestStatements] {
+		for _, c := range m.Statements[i].Counts() {
 			n += c
 		}
 	}

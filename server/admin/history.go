@@ -137,7 +137,7 @@ func (p *parts) count() (c counts) {
 			c.requests[op][a] = m.Requests[op][a].Load()
 		}
 	}
-	c.latency, c.waits, c.statements = sum(m.Latency[:]), sum(m.LockWait[:]), sum(m.Statements[:])
+	c.latency, c.waits, c.statements = sum(m.Latency[:]), sum(m.LockWait[:]), sum(m.Statements[:server.RequestStatements])
 	for _, n := range m.LockWait[server.WaitHandedOver].Counts() {
 		c.handovers += n
 	}
