@@ -22,7 +22,7 @@ import (
 	"aspstate/server"
 )
 
-// Server is the listener for operators. Its exported fields are set before New's result serves.
+// Server is the listener for operators. Make one with New.
 type Server struct {
 	parts
 	process  Process
@@ -82,7 +82,7 @@ func New(sessions *server.Sessions, front *server.Server, sweeper *server.Sweepe
 	rand.Read(s.cookies[:])
 	s.settings.Store(new(settings))
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(&collector{parts: s.parts, facts: process.Facts()}, collectors.NewGoCollector(),
+	registry.MustRegister(&collector{parts: s.parts, facts: process.Facts}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	s.metrics = promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError)})
 	s.http = http.Server{

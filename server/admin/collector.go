@@ -14,7 +14,7 @@ import (
 // test compares them.
 type collector struct {
 	parts
-	facts Facts
+	facts func() Facts
 }
 
 // maxApplicationSeries bounds the applications that have series of their own. Those with the fewest sessions
@@ -84,7 +84,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	m := c.sessions.Metrics
-	gauge(buildInfo, 1, c.facts.Version, c.facts.Mode, c.facts.Store)
+	f := c.facts()
+	gauge(buildInfo, 1, f.Version, f.Mode, f.Store)
 	counter(totalSessions, m.Created.Load())
 	counter(timedOutSessions, uint64(c.sweeper.Swept()))
 	counter(abandonedSessions, m.Abandoned.Load())
@@ -171,7 +172,12 @@ func largest(all []backends.ApplicationInfo) []backends.ApplicationInfo {
 		return all
 	}
 	list := append([]backends.ApplicationInfo{}, all...)
-	sort.SliceStable(list, func(i, j int) bool { return list[i].Sessions > list[j].Sessions })
+	sort.SliceStable(list, func(i, j int) bool {
+		if list[j].Name == otherApplications { // an application may have this name, but no two series
+			return true
+		}
+		return list[i].Name != otherApplications && list[i].Sessions > list[j].Sessions
+	})
 	rest := server.Sample{Applications: list[maxApplicationSeries:]}
 	others := rest.Total()
 	others.Name = otherApplications

@@ -133,9 +133,9 @@ func (s *Server) status() Status {
 	}
 	st.Host, _ = os.Hostname()
 	st.Ready = st.NotReady == ""
-	for _, answers := range &m.Requests {
-		for i := range answers {
-			st.Totals.Requests += answers[i].Load()
+	for op := range m.Requests {
+		for a := range m.Requests[op] {
+			st.Totals.Requests += m.Requests[op][a].Load()
 		}
 	}
 	if sample := s.sampler.Latest(); !sample.At.IsZero() {
