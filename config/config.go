@@ -21,18 +21,20 @@ import (
 //   - live: it can change while the server runs (see Reload);
 //   - doc: the text of its flag.
 type Config struct {
-	Mode                Mode             `key:"mode" default:"SQLServer" choices:"SQLServer,StateServer" doc:"where sessions are kept: SQLServer (in the database of sqlConnectionString) or StateServer (in memory)"`
-	SQLConnectionString ConnectionString `key:"sqlConnectionString" default:"sqlite:aspstate.db" doc:"database of mode SQLServer: sqlite:PATH, or env:NAME or file:PATH to read it from there"`
-	AutoMigrate         bool             `key:"autoMigrate" default:"false" doc:"bring the database schema up to date on start; an SQLite file always is"`
+	Mode                Mode             `key:"mode" default:"SQLServer" live:"true" choices:"SQLServer,StateServer" doc:"where sessions are kept: SQLServer (in the database of sqlConnectionString) or StateServer (in memory)"`
+	SQLConnectionString ConnectionString `key:"sqlConnectionString" default:"sqlite:aspstate.db" live:"true" doc:"database of mode SQLServer: sqlite:PATH, or env:NAME or file:PATH to read it from there"`
+	AutoMigrate         bool             `key:"autoMigrate" default:"false" live:"true" doc:"bring the database schema up to date on start; an SQLite file always is"`
 	Listen              []string         `key:"listen" default:"127.0.0.1:42424" doc:"addresses to listen on, host:port"`
 	Allow               []netip.Prefix   `key:"allow" default:"" live:"true" doc:"web servers that may connect, addresses or CIDR ranges; loopback always may"`
 	LockWait            time.Duration    `key:"lockWait" default:"1s" live:"true" doc:"how long a request waits for a locked session before it is answered 423"`
 	RequestBudget       time.Duration    `key:"requestBudget" default:"8s" live:"true" doc:"time from a request's first line to its answer, lock waits and retries included"`
+	TakeOver            string           `key:"takeOver" default:"" live:"true" doc:"another state server, tcpip=HOST:42424, whose sessions are taken over when they are asked for"`
 	StatusLine          string           `key:"statusLine" default:"bare" choices:"bare,http" doc:"bare answers \"200 OK\" as the original does, http answers \"HTTP/1.1 200 OK\" for tools"`
 	ASPNetVersion       string           `key:"aspNetVersion" default:"4.0.30319" doc:"value of the X-AspNet-Version header"`
 	Limits              Limits           `key:"limits"`
 	Memory              Memory           `key:"memory"`
 	Sweep               Sweep            `key:"sweep"`
+	Applications        Applications     `key:"applications" default:"" live:"true" doc:"app ids that share sessions: name=/LM/W3SVC/1/ROOT,/LM/W3SVC/7/ROOT; other=..."`
 	Admin               Admin            `key:"admin"`
 	Log                 Log              `key:"log"`
 
@@ -54,7 +56,8 @@ type Limits struct {
 
 // Memory is about the sessions of mode StateServer.
 type Memory struct {
-	MaxBytes Size `key:"maxBytes" default:"0" doc:"memory for sessions in mode StateServer, 0 for no limit; beyond it writes are refused"`
+	MaxBytes  Size   `key:"maxBytes" default:"0" doc:"memory for sessions in mode StateServer, 0 for no limit; beyond it writes are refused"`
+	StateFile string `key:"stateFile" default:"" live:"true" doc:"file that keeps the sessions of mode StateServer over a planned restart, none if empty"`
 }
 
 // Sweep is about deleting expired sessions. They are never served, swept or not.
@@ -108,7 +111,7 @@ const (
 )
 
 // later are keys that this version does not have yet.
-var later = []string{"takeOver", "applications", "tds", "memory.stateFile"}
+var later = []string{"tds"}
 
 // setting is what Config's tags say about one key.
 type setting struct {
@@ -227,10 +230,9 @@ func formatDuration(d time.Duration) string {
 // others. applied and restart are the keys that differ, of the one kind and of the
 // other.
 //
-// The allow list, the limits, requestBudget, lockWait, sweep, admin but for admin.listen, log.level and log.slow can
-// change. What decides where sessions are kept, on which addresses the server
-// listens and how it talks (mode, sqlConnectionString, autoMigrate, memory, listen, statusLine,
-// aspNetVersion, admin.listen, log.format) needs a restart.
+// What decides on which addresses the server listens and how it talks (listen, statusLine, aspNetVersion,
+// admin.listen, log.format), and memory.maxBytes, needs a restart; the rest can change. Where mode or
+// sqlConnectionString does, the sessions move.
 func (c *Config) Reload(next *Config) (merged *Config, applied, restart []string) {
 	m := *next
 	for _, s := range settings {

@@ -95,6 +95,9 @@ var samples = map[string][2]string{
 	"listen":                {"127.0.0.1:1, [::1]:2", "[127.0.0.1:1, [::1]:2]"},
 	"allow":                 {"10.0.0.0/8,192.168.1.7, fd00::/8", "[10.0.0.0/8, 192.168.1.7/32, fd00::/8]"},
 	"requestBudget":         {"9s", "9s"},
+	"takeOver":              {"tcpip=old:42425", "old:42425"},
+	"memory.stateFile":      {"/var/lib/aspstate/sessions", "/var/lib/aspstate/sessions"},
+	"applications":          {"shop=/LM/W3SVC/1/ROOT, /LM/W3SVC/7/ROOT;b=/b", "[shop=/LM/W3SVC/1/ROOT,/LM/W3SVC/7/ROOT; b=/b]"},
 	"statusLine":            {"http", "http"},
 	"aspNetVersion":         {"2.0.50727", "2.0.50727"},
 	"limits.requestLine":    {"4096", "4KiB"},
@@ -229,16 +232,16 @@ func TestReload(t *testing.T) {
 	old := mustLoad(t, "listen: 0.0.0.0:42424\nallow: [10.0.0.0/8]\nlog: {level: info}", nil)
 	next := mustLoad(t, "listen: 127.0.0.1:42424\nallow: []\nmode: StateServer\nlog: {level: debug, format: json}\nlimits: {body: 1MiB}", nil)
 	merged, applied, restart := old.Reload(next)
-	if want := []string{"allow", "limits.body", "log.level"}; !slices.Equal(applied, want) {
+	if want := []string{"mode", "allow", "limits.body", "log.level"}; !slices.Equal(applied, want) {
 		t.Errorf("applied %q, want %q", applied, want)
 	}
-	if want := []string{"mode", "listen", "log.format"}; !slices.Equal(restart, want) {
+	if want := []string{"listen", "log.format"}; !slices.Equal(restart, want) {
 		t.Errorf("restart %q, want %q", restart, want)
 	}
-	if merged.Mode != ModeSQLServer || merged.Listen[0] != "0.0.0.0:42424" || merged.Log.Format != "text" {
+	if merged.Listen[0] != "0.0.0.0:42424" || merged.Log.Format != "text" {
 		t.Errorf("a setting changed that cannot: %v", merged.Settings())
 	}
-	if len(merged.Allow) != 0 || merged.Limits.Body != 1<<20 || merged.Log.Level != -4 {
+	if merged.Mode != ModeStateServer || len(merged.Allow) != 0 || merged.Limits.Body != 1<<20 || merged.Log.Level != -4 {
 		t.Errorf("a setting did not change that can: %v", merged.Settings())
 	}
 	if next.Mode != ModeStateServer || old.Limits.Body != 64<<20 {
@@ -257,7 +260,7 @@ func TestLiveSettings(t *testing.T) {
 			fixed = append(fixed, s.key)
 		}
 	}
-	want := []string{"mode", "sqlConnectionString", "autoMigrate", "listen", "statusLine", "aspNetVersion", "memory.maxBytes", "admin.listen", "log.format"}
+	want := []string{"listen", "statusLine", "aspNetVersion", "memory.maxBytes", "admin.listen", "log.format"}
 	if !slices.Equal(fixed, want) {
 		t.Errorf("settings that need a restart: %q, want %q", fixed, want)
 	}

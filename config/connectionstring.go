@@ -31,6 +31,18 @@ type ConnectionString struct {
 	from    string // env:NAME or file:PATH, where the text was read
 }
 
+// ShowConnectionString returns a connection string without its password, or where it is to be read from.
+func ShowConnectionString(text string) string {
+	if elsewhere(text) {
+		return text
+	}
+	c, err := recognize(text, "")
+	if err != nil {
+		return "…"
+	}
+	return c.String()
+}
+
 // Text returns the whole connection string, password included, for opening the
 // database and nothing else.
 func (c ConnectionString) Text() string { return c.text }

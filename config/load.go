@@ -278,6 +278,20 @@ func namesake(name string) string {
 // decode puts what viper found into the setting's field.
 func (l *loader) decode(s setting, raw any, field reflect.Value) {
 	list, isList := raw.([]any)
+	if p, ok := field.Addr().Interface().(*Applications); ok {
+		var err error
+		if isList {
+			*p, err = readApplications(list)
+		} else if text, ok := scalar(raw); ok {
+			*p, err = parseApplications(text)
+		} else {
+			err = errors.New("it is not a list")
+		}
+		if err != nil {
+			l.fault(s.key, err.Error(), "write - {name: shop, ids: [/LM/W3SVC/1/ROOT, /LM/W3SVC/7/ROOT]}")
+		}
+		return
+	}
 	texts := make([]string, 0, len(list))
 	for _, e := range list {
 		text, ok := scalar(e)
@@ -391,6 +405,9 @@ func (l *loader) resolve(c *Config, dir string) {
 	const key = "sqlConnectionString"
 	cs := &c.SQLConnectionString
 	text := cs.text
+	if file := &c.Memory.StateFile; *file != "" && !filepath.IsAbs(*file) {
+		*file = filepath.Join(dir, *file)
+	}
 	if elsewhere(text) {
 		cs.from, cs.text = text, ""
 		if c.Mode == ModeStateServer {
@@ -438,6 +455,28 @@ func (l *loader) resolveAdmin(c *Config, dir string) {
 		l.fault(key, "a token on the command line can be read by every user of this machine",
 			"put it into a file or an environment variable and write file:PATH or env:NAME")
 	}
+}
+
+// StoreAt reads what a command takes as a place for sessions: StateServer, or a connection string in
+// any form that sqlConnectionString has. Relative paths start at the working directory.
+func StoreAt(text string, environ []string) (Mode, ConnectionString, error) {
+	if strings.EqualFold(text, string(ModeStateServer)) {
+		return ModeStateServer, ConnectionString{}, nil
+	}
+	l := &loader{env: map[string]string{}, source: map[string]string{}, unreadable: map[string]bool{}}
+	for _, e := range environ {
+		if name, value, ok := strings.Cut(e, "="); ok && name != "" {
+			l.env[name] = value
+		}
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", ConnectionString{}, err
+	}
+	c := &Config{Mode: ModeSQLServer, SQLConnectionString: ConnectionString{text: text}}
+	l.source["sqlConnectionString"] = "--"
+	l.resolve(c, dir)
+	return c.Mode, c.SQLConnectionString, errors.Join(l.faults...)
 }
 
 // elsewhere reports whether a secret's text says where to find it.

@@ -43,6 +43,8 @@ func (l *loader) checkNumber(key string, value, least, most int) {
 func (l *loader) validate(c *Config) {
 	l.validateListen(c)
 	l.validateAdmin(c)
+	l.validateApplications(c)
+	l.validateTakeOver(c)
 
 	m := aspNetVersion.FindStringSubmatch(c.ASPNetVersion)
 	l.check(m != nil, "aspNetVersion", strconv.Quote(c.ASPNetVersion)+" is not a version of three numbers", "write it as 4.0.30319")
@@ -124,6 +126,21 @@ func (l *loader) validateListen(c *Config) {
 
 // leastToken is the shortest token, in characters: nobody guesses 16 random ones.
 const leastToken = 16
+
+// validateTakeOver reads takeOver as web.config writes a state server's address, and leaves host:port.
+func (l *loader) validateTakeOver(c *Config) {
+	if c.TakeOver == "" {
+		return
+	}
+	address, _ := cutPrefixFold(strings.TrimSpace(c.TakeOver), "tcpip=")
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		address = net.JoinHostPort(strings.Trim(address, "[]"), "42424")
+	}
+	host, port, err := net.SplitHostPort(address)
+	l.check(err == nil && host != "" && port != "", "takeOver", strconv.Quote(c.TakeOver)+" is not the address of a state server", "write tcpip=oldhost:42424")
+	l.check(!slices.Contains(c.Listen, address), "takeOver", "this server listens on "+address+" itself", "name the old state server")
+	c.TakeOver = address
+}
 
 func (l *loader) validateAdmin(c *Config) {
 	a := c.Admin
