@@ -19,6 +19,7 @@ import (
 	"aspstate/backends"
 	"aspstate/config"
 	"aspstate/server"
+	"aspstate/server/admin"
 	"aspstate/server/stateserver"
 )
 
@@ -93,6 +94,7 @@ func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 // process is a running server: the settings in force and what they apply to.
 type process struct {
 	load   func() (*config.Config, error)
+	mu     sync.Mutex // for config, and one Reload at a time
 	config *config.Config
 	level  *slog.LevelVar
 	log    *slog.Logger
@@ -102,6 +104,8 @@ type process struct {
 	front    *stateserver.Server
 	server   *server.Server
 	sweeper  *server.Sweeper
+	sampler  *server.Sampler
+	admin    *admin.Server // nil for none
 }
 
 // run serves until ctx ends, and reads the settings again whenever reload says so.
@@ -123,6 +127,7 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	p.front = stateserver.New(p.sessions, prefix, p.config.ASPNetVersion, p.log)
 	p.server = &server.Server{Handle: p.front.Handle, Access: server.NewAccessList(p.log), Log: p.log}
 	p.sweeper = &server.Sweeper{Store: p.store, Log: p.log}
+	p.sampler = &server.Sampler{Sessions: p.sessions, Log: p.log}
 	p.apply()
 
 	listeners, err := listen(ctx, p.config.Listen)
@@ -135,6 +140,14 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	defer endWork()
 	background.Go(func() { p.sessions.Run(work) })
 	background.Go(func() { p.sweeper.Run(work) })
+	background.Go(func() { p.sampler.Run(work) })
+	background.Go(func() { p.sessions.Probe(work) })
+	if err := p.serveAdmin(ctx); err != nil {
+		for _, ln := range listeners {
+			ln.Close()
+		}
+		return err
+	}
 	failed := make(chan error, len(listeners))
 	for _, ln := range listeners {
 		go func() { failed <- p.server.Serve(ln) }()
@@ -145,7 +158,7 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	for {
 		select {
 		case <-reload:
-			p.reload()
+			p.Reload() // logs
 			continue
 		case err = <-failed:
 		case <-ctx.Done():
@@ -166,6 +179,8 @@ func (p *process) apply() {
 	p.server.Access.Allow(c.Allow)
 	p.server.LimitConnections(c.Limits.Connections)
 	p.sweeper.Configure(c.Sweep.Interval, c.Sweep.Batch)
+	p.sessions.SetSlow(c.Log.Slow)
+	p.configureAdmin()
 }
 
 func frontSettings(l config.Limits) stateserver.Settings {
@@ -178,12 +193,15 @@ func frontSettings(l config.Limits) stateserver.Settings {
 	return s
 }
 
-// reload reads the settings again. Settings with a fault change nothing.
-func (p *process) reload() {
+// Reload reads the settings again, and returns the keys of those that are in force now, and of those that need a
+// restart. Settings with a fault change nothing.
+func (p *process) Reload() (applied, restart []string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	next, err := p.load()
 	if err != nil {
 		p.log.Error("the settings have faults, those in force stay", "error", explain(err))
-		return
+		return nil, nil, err
 	}
 	for _, w := range next.Warnings {
 		p.log.Warn(w)
@@ -195,6 +213,7 @@ func (p *process) reload() {
 		p.log.Warn("some settings have changed that need a restart, the old ones stay", "settings", restart)
 	}
 	p.log.Info("the settings were read again", "changed", applied)
+	return applied, restart, nil
 }
 
 // drain stops accepting, has the requests under way answered, and does what a
@@ -207,6 +226,11 @@ func (p *process) drain(ctx context.Context) {
 		p.log.Warn("not every request was answered before the stop", "error", err)
 	}
 	p.sessions.Settle(ctx)
+	if p.admin != nil { // to the last it says that the server is stopping
+		if err := p.admin.Shutdown(ctx); err != nil {
+			p.log.Warn("not every operator was answered before the stop", "error", err)
+		}
+	}
 	p.log.Info("stopped")
 }
 

@@ -88,7 +88,7 @@ func start(t *testing.T, args ...string) *running {
 	r := &running{log: new(logBuffer), stop: cancel, exit: make(chan int, 1)}
 	in, out := io.Pipe()
 	go func() {
-		code := run(ctx, append([]string{"serve", "--listen=127.0.0.1:0"}, args...), out, r.log, nil)
+		code := run(ctx, append([]string{"serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"}, args...), out, r.log, nil)
 		out.Close()
 		r.exit <- code
 	}()
