@@ -107,7 +107,7 @@ func TestUpDownUp(t *testing.T) {
 	for range 2 {
 		must(t, m.Up(t.Context()))
 		wantStatus(t, m, Status{Version: m.latest, Latest: m.latest})
-		wantTables(t, db, "applications sessions")
+		wantTables(t, db, "applications arrivals moves sessions")
 		must(t, m.Up(t.Context()))
 		must(t, m.Down(t.Context()))
 		wantStatus(t, m, Status{Version: 0, Latest: m.latest})

@@ -106,6 +106,9 @@ func (s *Store) Application(ctx context.Context, name string, create bool) (back
 		return 0, notApplied("application", errClosed)
 	default:
 	}
+	if s.moves.Load().Left() {
+		return 0, movedError("application")
+	}
 	if app := s.apps.ask(name, time.Now().UnixMilli()); app != nil {
 		return app.id, nil
 	}

@@ -96,6 +96,9 @@ func (c *conn) inTransaction() bool {
 	return sqlite3.Xsqlite3_get_autocommit(c.tls, c.db) == 0
 }
 
+// interrupt ends the statement that runs, if one does. It may be called from any goroutine.
+func (c *conn) interrupt() { sqlite3.Xsqlite3_interrupt(c.tls, c.db) }
+
 // exec runs one statement and ignores its rows.
 func (c *conn) exec(sql string) error {
 	s, err := c.prepareOnce(sql)

@@ -56,7 +56,7 @@ func TestStatementsUseTheirIndexes(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if sql != countApplications && strings.Contains(plan, "SCAN") && !strings.Contains(plan, "SCAN CONSTANT ROW") {
+			if sql != countApplications && sql != someSessions && strings.Contains(plan, "SCAN") && !strings.Contains(plan, "SCAN CONSTANT ROW") {
 				t.Errorf("%s\nreads a whole table: %s", sql, plan)
 			}
 			for query, want := range map[string]string{

@@ -51,6 +51,8 @@ func failed(op string, err error, stores bool) error {
 	}
 }
 
+func movedError(op string) error { return fmt.Errorf("sqlite: %s: %w", op, backends.ErrMoved) }
+
 func notApplied(op string, err error) error {
 	return fmt.Errorf("sqlite: %s: %w: %w", op, backends.ErrNotApplied, err)
 }

@@ -12,11 +12,12 @@ import (
 	"aspstate/backends"
 )
 
-// TestFullDisk fills a file system of a few megabytes.
+// TestFullDisk fills a file system of a few megabytes. (At a few sizes of the ballast the last write ends just so that the
+// log cannot be written back either; then the release fails too.)
 func TestFullDisk(t *testing.T) {
 	folder := smallDisk(t)
 	ballast := filepath.Join(folder, "ballast")
-	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); err != nil {
+	if err := os.WriteFile(ballast, make([]byte, 1<<20+4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := openStore(t, filepath.Join(folder, "a.db"))

@@ -202,15 +202,19 @@ func (w *writer) deleteExpired(o *op) error {
 }
 
 func (w *writer) expired(limit int) ([]int64, error) {
-	defer w.findExpired.reset()
-	w.findExpired.bindInt(1, w.now)
-	w.findExpired.bindInt(2, int64(limit))
-	var rows []int64
+	w.findExpired.bindInt(2, w.now)
+	return rowsOf(w.findExpired, limit)
+}
+
+// rowsOf runs a statement that finds rows, up to its first parameter.
+func rowsOf(s *stmt, limit int) (rows []int64, err error) {
+	defer s.reset()
+	s.bindInt(1, int64(limit))
 	for {
-		row, err := w.findExpired.step()
+		row, err := s.step()
 		if err != nil || !row {
 			return rows, err
 		}
-		rows = append(rows, w.findExpired.int(0))
+		rows = append(rows, s.int(0))
 	}
 }

@@ -31,6 +31,7 @@ type op struct {
 	data          []byte // the op's own
 	limit         int
 	stores        bool // it may answer ErrFull
+	always        bool // also in a store that was left
 
 	item  backends.Item
 	mark  bool // that Release clears

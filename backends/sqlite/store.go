@@ -12,6 +12,9 @@
 //
 // A call whose context ends takes its operation back from the queue, or leaves it to the writer,
 // whose answer is then kept for a retry with the same token (outcomes.go).
+//
+// A store that was left (moving.go) is known to the writer, which applies nothing behind the Leave, and to readers, who
+// look after they have read. Operators look through a connection of their own (inspect.go).
 package sqlite
 
 import (
@@ -20,13 +23,17 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"aspstate/backends"
 )
 
-var _ backends.Store = (*Store)(nil)
+var (
+	_ backends.Store   = (*Store)(nil)
+	_ backends.Movable = (*Store)(nil)
+)
 
 // Store keeps sessions in a File. Make one with New.
 type Store struct {
@@ -35,8 +42,10 @@ type Store struct {
 	queue    queue
 	outcomes outcomes
 	apps     applications
-	readers  chan *reader  // those that are free
-	closing  chan struct{} // closed when Close begins
+	moves    atomic.Pointer[backends.Moves] // as committed
+	readers  chan *reader                   // those that are free
+	lists    chan *conn                     // for long looks, if free
+	closing  chan struct{}                  // closed when Close begins
 	close    func() error
 }
 
@@ -49,6 +58,7 @@ func New(file *File, log *slog.Logger) (*Store, error) {
 		log:      log,
 		outcomes: outcomes{byToken: map[backends.Token]*op{}},
 		readers:  make(chan *reader, readerCount),
+		lists:    make(chan *conn, 1),
 		closing:  make(chan struct{}),
 	}
 	s.queue.work.L = &s.queue.mu
@@ -76,6 +86,7 @@ func New(file *File, log *slog.Logger) (*Store, error) {
 			r := <-s.readers
 			errs = append(errs, r.conn.close())
 		}
+		errs = append(errs, (<-s.lists).close())
 		return errors.Join(append(errs, w.close(), file.Close())...)
 	})
 	return s, nil
@@ -93,6 +104,10 @@ func (s *Store) open() (w *writer, err error) {
 			for r := range s.readers {
 				r.conn.close()
 			}
+			close(s.lists)
+			for c := range s.lists {
+				c.close()
+			}
 			w.conn.close()
 		}
 	}()
@@ -106,6 +121,16 @@ func (s *Store) open() (w *writer, err error) {
 		}
 		s.readers <- r
 	}
+	c, err := openReader(s.file.path)
+	if err != nil {
+		return nil, err
+	}
+	s.lists <- c
+	moves, err := loadMoves(w.conn)
+	if err != nil {
+		return nil, err
+	}
+	s.moves.Store(&moves)
 	return w, s.apps.load(w.conn)
 }
 
@@ -203,7 +228,10 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (deleted int, err 
 		}
 		n, err := o.count, o.err
 		o.recycle()
-		if err != nil || n == 0 {
+		if err != nil {
+			return deleted, err
+		}
+		if n == 0 {
 			break
 		}
 		deleted += n
@@ -213,9 +241,11 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (deleted int, err 
 
 // Ping implements backends.Store: it asks the writer to read.
 func (s *Store) Ping(ctx context.Context) error {
-	return s.finish(ctx, newOp("ping", func(w *writer, _ *op) error {
+	o := newOp("ping", func(w *writer, _ *op) error {
 		return w.countApplications.run()
-	}, backends.Key{}, backends.Token{}))
+	}, backends.Key{}, backends.Token{})
+	o.always = true
+	return s.finish(ctx, o)
 }
 
 // finish does an operation whose answer is an error or none.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	sqlite3 "modernc.org/sqlite/lib"
@@ -35,7 +36,7 @@ VALUES (?1, ?2, ?3, ?4, ?3, 1, ?5, 0, ?6, ?7)`
 	setTimeout    = `UPDATE sessions SET timeout = ?2, expires = ?3, flags = ?4 WHERE rowid = ?1`
 	setExpires    = `UPDATE sessions SET expires = ?2 WHERE rowid = ?1`
 	setFlags      = `UPDATE sessions SET flags = ?2 WHERE rowid = ?1`
-	findExpired   = `SELECT rowid FROM sessions WHERE expires < ?1 ORDER BY expires LIMIT ?2`
+	findExpired   = `SELECT rowid FROM sessions WHERE expires < ?2 ORDER BY expires LIMIT ?1`
 
 	writeBack = `PRAGMA wal_checkpoint(PASSIVE)`
 	emptyLog  = `PRAGMA wal_checkpoint(TRUNCATE)`
@@ -51,7 +52,9 @@ type writer struct {
 	log      *slog.Logger
 	warned   time.Time
 
-	now int64 // of the batch at hand
+	now       int64          // of the batch at hand
+	moves     backends.Moves // as of the operation at hand
+	committed *atomic.Pointer[backends.Moves]
 
 	begin, commit, rollback             *stmt
 	findSession, findItem, findExpired  *stmt
@@ -61,6 +64,9 @@ type writer struct {
 	findApplication, countApplications  *stmt
 	appIDInUse, insertApplication       *stmt
 	touchApplication, forgetApplication *stmt
+	putMove, clearArrivals              *stmt
+	insertArrival, importSession        *stmt
+	someSessions                        *stmt
 }
 
 func (s *Store) newWriter(path string) (*writer, error) {
@@ -68,7 +74,7 @@ func (s *Store) newWriter(path string) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{conn: c, queue: &s.queue, outcomes: &s.outcomes, apps: &s.apps, log: s.log}
+	w := &writer{conn: c, queue: &s.queue, outcomes: &s.outcomes, apps: &s.apps, log: s.log, committed: &s.moves}
 	for _, p := range []struct {
 		stmt **stmt
 		sql  string
@@ -81,6 +87,9 @@ func (s *Store) newWriter(path string) (*writer, error) {
 		{&w.findApplication, findApplication}, {&w.countApplications, countApplications},
 		{&w.appIDInUse, appIDInUse}, {&w.insertApplication, insertApplication},
 		{&w.touchApplication, touchApplication}, {&w.forgetApplication, forgetApplication},
+		{&w.putMove, putMove}, {&w.clearArrivals, clearArrivals},
+		{&w.insertArrival, insertArrival}, {&w.importSession, importSession},
+		{&w.someSessions, someSessions},
 	} {
 		if *p.stmt, err = c.prepare(p.sql); err != nil {
 			return nil, errors.Join(err, c.close())
@@ -136,9 +145,14 @@ func (w *writer) execute(batch []*op) {
 func (w *writer) transact(batch []*op) error {
 	err := w.begin.run()
 	w.now = time.Now().UnixMilli() // after whatever these operations must see
+	w.moves = *w.committed.Load()
 	for _, o := range batch {
 		o.item, o.mark, o.err = backends.Item{}, false, nil
-		if err == nil {
+		switch {
+		case err != nil:
+		case w.moves.Left() && !o.always:
+			o.err = movedError(o.name)
+		default:
 			err = o.apply(w, o)
 		}
 	}
@@ -149,6 +163,10 @@ func (w *writer) transact(batch []*op) error {
 		inDoubt = primary(err) == sqlite3.SQLITE_IOERR
 	}
 	if err == nil {
+		if w.moves != *w.committed.Load() {
+			is := w.moves
+			w.committed.Store(&is)
+		}
 		return nil
 	}
 	if w.conn.inTransaction() {
