@@ -19,7 +19,7 @@ func TestApplicationsInAFile(t *testing.T) {
 	}
 }
 
-func TestStoreAt(t *testing.T) {
+func TestPlaceAt(t *testing.T) {
 	here, err := filepath.Abs("sessions.db")
 	if err != nil {
 		t.Fatal(err)
@@ -30,13 +30,16 @@ func TestStoreAt(t *testing.T) {
 		{"postgres://me@db/sessions", "SQLServer", "postgres://me@db/sessions"},
 		{"env:DB", "SQLServer", "env:DB postgres://me@db/sessions"},
 	} {
-		mode, at, err := StoreAt(test.text, []string{"DB=postgres://me:secret@db/sessions"})
-		if err != nil || string(mode) != test.mode || mode == ModeSQLServer && at.String() != test.shown {
-			t.Errorf("%s is %s %q, %v, want %s %q", test.text, mode, at.String(), err, test.mode, test.shown)
+		at, err := PlaceAt(test.text, []string{"DB=postgres://me:secret@db/sessions"})
+		if err != nil || string(at.Mode) != test.mode || at.Mode == ModeSQLServer && at.String() != test.shown {
+			t.Errorf("%s is %s %q, %v, want %s %q", test.text, at.Mode, at.String(), err, test.mode, test.shown)
+		}
+		if again, err := PlaceOf(at.Text()); err != nil || again.Text() != at.Text() {
+			t.Errorf("%s is %q, %v when it is read again", at, again, err)
 		}
 	}
 	for text, want := range map[string]string{"nonsense": "has no form that aspstate knows", "env:NONE": "NONE is not set", "postgres://me:secret@db/x": "password on the command line"} {
-		_, _, err := StoreAt(text, nil)
+		_, err := PlaceAt(text, nil)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s is refused with %v, want %q", text, err, want)
 		}

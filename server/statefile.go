@@ -79,8 +79,8 @@ func SaveState(ctx context.Context, store backends.Inspector, path string) (n in
 	return n, os.Rename(file.Name(), path)
 }
 
-// errDamaged says that a state file is not what SaveState wrote.
-var errDamaged = errors.New("the file is damaged")
+// ErrDamagedState says that a state file is not what SaveState wrote.
+var ErrDamagedState = errors.New("the file is damaged")
 
 // LoadState reads a state file into an empty store, removes it, and returns how many sessions it had. Without a file there are
 // none. A file that is damaged is set aside whole, and none of it is loaded.
@@ -96,7 +96,7 @@ func LoadState(ctx context.Context, store interface {
 		return 0, err
 	}
 	defer file.Close()
-	if err := checkState(file); errors.Is(err, errDamaged) {
+	if err := checkState(file); errors.Is(err, ErrDamagedState) {
 		aside := path + time.Now().UTC().Format(".damaged-20060102T150405")
 		if err2 := os.Rename(path, aside); err2 != nil {
 			return 0, errors.Join(err, err2)
@@ -134,13 +134,13 @@ func checkState(file io.Reader) error {
 	in := io.TeeReader(bufio.NewReaderSize(file, 1<<20), sum)
 	heading := make([]byte, len(stateHeading))
 	if _, err := io.ReadFull(in, heading); err != nil || string(heading) != stateHeading {
-		return fmt.Errorf("%w: it does not begin as a state file", errDamaged)
+		return fmt.Errorf("%w: it does not begin as a state file", ErrDamagedState)
 	}
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return err
 	}
 	if !bytes.Equal(sum.hash.Sum(nil), sum.last) {
-		return fmt.Errorf("%w: its checksum is wrong", errDamaged)
+		return fmt.Errorf("%w: its checksum is wrong", ErrDamagedState)
 	}
 	return nil
 }

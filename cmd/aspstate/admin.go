@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 
@@ -104,9 +103,4 @@ func (p *process) Show(connectionString string) string {
 		return connectionString
 	}
 	return config.ShowConnectionString(connectionString)
-}
-
-// Switch implements admin.Process.
-func (p *process) Switch(ctx context.Context, to string) error {
-	return fmt.Errorf("this version cannot switch to another store: %w", errors.ErrUnsupported)
 }

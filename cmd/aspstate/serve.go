@@ -11,12 +11,12 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"aspstate/backends"
 	"aspstate/config"
 	"aspstate/server"
 	"aspstate/server/admin"
@@ -26,6 +26,9 @@ import (
 // drainTime is how long requests under way may take to end when the server
 // stops. A variable for the tests' sake.
 var drainTime = 10 * time.Second
+
+// moveTime is how long a stop waits for sessions that are being moved out of this process's memory.
+const moveTime = time.Minute
 
 func serveCommand(environ []string) *cobra.Command {
 	cmd := &cobra.Command{
@@ -37,7 +40,7 @@ func serveCommand(environ []string) *cobra.Command {
 	}
 	load := addSettings(cmd, environ)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return serve(cmd.Context(), load, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		return serve(cmd.Context(), load, environ, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	}
 	return cmd
 }
@@ -45,14 +48,14 @@ func serveCommand(environ []string) *cobra.Command {
 var errSecondSignal = errors.New("ended at once by a second signal; requests under way were not answered")
 
 // serve runs the server and minds the signals meanwhile.
-func serve(ctx context.Context, load func() (*config.Config, error), stdout, stderr io.Writer) error {
+func serve(ctx context.Context, load func() (*config.Config, error), environ []string, stdout, stderr io.Writer) error {
 	c, err := load()
 	if err != nil {
 		return err
 	}
 	level := new(slog.LevelVar)
 	level.Set(c.Log.Level)
-	p := &process{load: load, config: c, level: level, log: newLogger(stderr, c.Log.Format, level)}
+	p := &process{load: load, environ: environ, config: c, level: level, log: newLogger(stderr, c.Log.Format, level)}
 
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // the last never comes on Windows
@@ -93,13 +96,14 @@ func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 
 // process is a running server: the settings in force and what they apply to.
 type process struct {
-	load   func() (*config.Config, error)
-	mu     sync.Mutex // for config, and one Reload at a time
-	config *config.Config
-	level  *slog.LevelVar
-	log    *slog.Logger
+	load    func() (*config.Config, error)
+	environ []string
+	mu      sync.Mutex // for config, and one Reload at a time
+	config  *config.Config
+	applied atomic.Pointer[config.Config] // config, for who must not wait for mu
+	level   *slog.LevelVar
+	log     *slog.Logger
 
-	store    backends.Store
 	sessions *server.Sessions
 	front    *stateserver.Server
 	server   *server.Server
@@ -113,22 +117,27 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	for _, w := range p.config.Warnings {
 		p.log.Warn(w)
 	}
-	where, err := p.open(ctx)
+	place := p.config.Place()
+	store, err := openStore(ctx, place, p.config, p.log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.store.Close()) }()
-
-	p.sessions = server.NewSessions(p.store, p.config.RequestBudget, p.log)
+	p.sessions = server.NewSessions(store, p.config.RequestBudget, p.log)
+	defer func() { err = errors.Join(err, p.sessions.Close()) }()
+	p.applied.Store(p.config)
+	p.sessions.Opens(place.Text(), p.openPlace)
+	if err := p.enter(ctx); err != nil {
+		return err
+	}
 	prefix := ""
 	if p.config.StatusLine == "http" {
 		prefix = "HTTP/1.1 "
 	}
 	p.front = stateserver.New(p.sessions, prefix, p.config.ASPNetVersion, p.log)
 	p.server = &server.Server{Handle: p.front.Handle, Access: server.NewAccessList(p.log), Log: p.log}
-	p.sweeper = &server.Sweeper{Store: p.store, Log: p.log}
+	p.sweeper = &server.Sweeper{Store: p.sessions, Log: p.log}
 	p.sampler = &server.Sampler{Sessions: p.sessions, Log: p.log}
-	p.apply()
+	p.apply(nil)
 
 	listeners, err := listen(ctx, p.config.Listen)
 	if err != nil {
@@ -153,7 +162,7 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 		go func() { failed <- p.server.Serve(ln) }()
 		p.log.Info("serving", "address", ln.Addr().String(), "mode", string(p.config.Mode), "version", programVersion())
 	}
-	p.sayReady(stdout, listeners, where)
+	p.sayReady(stdout, listeners, says(place))
 
 	for {
 		select {
@@ -169,9 +178,11 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	return err
 }
 
-// apply puts the settings that can change while the server runs into force.
-func (p *process) apply() {
+// apply puts the settings that can change while the server runs into force. was are those before, nil for none.
+func (p *process) apply(was *config.Config) {
 	c := p.config
+	p.applied.Store(c)
+	p.applyOrigins(was, c)
 	p.level.Set(c.Log.Level)
 	p.sessions.SetBudget(c.RequestBudget)
 	p.sessions.SetLockWait(c.LockWait)
@@ -207,8 +218,10 @@ func (p *process) Reload() (applied, restart []string, err error) {
 		p.log.Warn(w)
 	}
 	merged, applied, restart := p.config.Reload(next)
+	was := p.config
 	p.config = merged
-	p.apply()
+	p.apply(was)
+	p.switchWithSettings(applied, merged.Place())
 	if len(restart) > 0 {
 		p.log.Warn("some settings have changed that need a restart, the old ones stay", "settings", restart)
 	}
@@ -231,6 +244,10 @@ func (p *process) drain(ctx context.Context) {
 			p.log.Warn("not every operator was answered before the stop", "error", err)
 		}
 	}
+	moving, cancelMoving := context.WithTimeout(context.WithoutCancel(ctx), moveTime)
+	defer cancelMoving()
+	p.finishMove(moving)
+	p.saveState()
 	p.log.Info("stopped")
 }
 

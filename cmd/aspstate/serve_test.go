@@ -322,7 +322,7 @@ func TestServeReleasesLater(t *testing.T) {
 func TestDrainSettles(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	store := memory.New(0)
-	p := &process{log: log, store: store, sessions: server.NewSessions(store, 8*time.Second, log), server: &server.Server{Log: log}}
+	p := &process{log: log, config: &config.Config{}, sessions: server.NewSessions(store, 8*time.Second, log), server: &server.Server{Log: log}}
 	session := server.Session{App: p.sessions.Application("/shop"), ID: "a"}
 	request := server.Request{Arrived: time.Now()}
 	if err := p.sessions.Set(t.Context(), request, session, backends.Write{Data: []byte("x"), Timeout: time.Hour}); err != nil {

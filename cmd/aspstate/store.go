@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"aspstate/backends"
 	"aspstate/backends/memory"
@@ -13,52 +14,66 @@ import (
 	"aspstate/migrations"
 )
 
-// open opens the store that the settings say and returns a line that says where
-// sessions are kept. The schema must be up to date; that of an SQLite file is
+// openStore opens the store at a place. Its schema must be up to date; that of an SQLite file is
 // brought there, another one only with autoMigrate.
-func (p *process) open(ctx context.Context) (where string, err error) {
-	if p.config.Mode == config.ModeStateServer {
-		p.store = memory.New(int64(p.config.Memory.MaxBytes))
-		return "Sessions are kept in memory and end with this process.", nil
+func openStore(ctx context.Context, place config.Place, c *config.Config, log *slog.Logger) (backends.Store, error) {
+	if place.Mode == config.ModeStateServer {
+		return memory.New(int64(c.Memory.MaxBytes)), nil
 	}
-	if p.config.SQLConnectionString.Backend == config.Postgres {
-		p.store, err = p.openPostgres(ctx)
-		return fmt.Sprintf("Sessions are kept in the PostgreSQL database %v.", p.config.SQLConnectionString), err
+	switch place.Backend {
+	case config.Postgres:
+		return openPostgres(ctx, place.ConnectionString.Text(), c.AutoMigrate, log)
+	default:
+		return openSQLite(ctx, place.Path, log)
 	}
-	path := p.config.SQLConnectionString.Path
+}
+
+// says is a line that says where sessions are kept.
+func says(place config.Place) string {
+	switch {
+	case place.Mode == config.ModeStateServer:
+		return "Sessions are kept in memory and end with this process."
+	case place.Backend == config.Postgres:
+		return fmt.Sprintf("Sessions are kept in the PostgreSQL database %v.", place.ConnectionString)
+	default:
+		return fmt.Sprintf("Sessions are kept in the SQLite file %s.", place.Path)
+	}
+}
+
+func openSQLite(ctx context.Context, path string, log *slog.Logger) (backends.Store, error) {
 	file, err := sqlite.Open(path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	var store backends.Store
 	m, err := migrations.SQLite(file.DB())
 	if err == nil {
 		err = m.Up(ctx)
 	}
 	if err == nil {
-		p.store, err = sqlite.New(file, p.log)
+		store, err = sqlite.New(file, log)
 	}
 	if err != nil {
 		file.Close()
-		return "", err
+		return nil, err
 	}
-	return fmt.Sprintf("Sessions are kept in the SQLite file %s.", path), nil
+	return store, nil
 }
 
-func (p *process) openPostgres(ctx context.Context) (backends.Store, error) {
-	url := p.config.SQLConnectionString.Text()
-	store, err := postgres.Open(ctx, url, p.log) // waits for a database that is starting
+func openPostgres(ctx context.Context, url string, autoMigrate bool, log *slog.Logger) (backends.Store, error) {
+	store, err := postgres.Open(ctx, url, log) // waits for a database that is starting
 	switch {
 	case err == nil:
-		if err := p.migratePostgres(ctx, url); err != nil {
+		if err := migratePostgres(ctx, url, autoMigrate, log); err != nil {
 			store.Close()
 			return nil, err
 		}
 		return store, nil
-	case errors.Is(err, backends.ErrPermanent) && p.config.AutoMigrate: // perhaps there is no schema
-		if err := p.migratePostgres(ctx, url); err != nil {
+	case errors.Is(err, backends.ErrPermanent) && autoMigrate: // perhaps there is no schema
+		if err := migratePostgres(ctx, url, autoMigrate, log); err != nil {
 			return nil, err
 		}
-		return postgres.Open(ctx, url, p.log)
+		return postgres.Open(ctx, url, log)
 	default:
 		return nil, err
 	}
@@ -66,13 +81,13 @@ func (p *process) openPostgres(ctx context.Context) (backends.Store, error) {
 
 // migratePostgres brings the schema up to date with autoMigrate, and else returns an error if it
 // is not.
-func (p *process) migratePostgres(ctx context.Context, url string) error {
-	m, db, err := migrations.Postgres(ctx, url, false, p.log)
+func migratePostgres(ctx context.Context, url string, autoMigrate bool, log *slog.Logger) error {
+	m, db, err := migrations.Postgres(ctx, url, false, log)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	if p.config.AutoMigrate {
+	if autoMigrate {
 		return m.Up(ctx)
 	}
 	status, err := m.Status(ctx)
