@@ -91,3 +91,7 @@ func (s *Sessions) Pool() (connections, queued int, ok bool) {
 	}
 	return 0, 0, false
 }
+
+// Family is what the names of one application have in common on all nodes of a farm, where they differ only in letter
+// case or site number.
+func Family(name string) string { return family(name) }

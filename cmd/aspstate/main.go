@@ -35,6 +35,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 		checkCommand(environ),
 		migrateCommand(environ),
 		pingCommand(),
+		statusCommand(environ),
+		sessionsCommand(environ),
+		reloadCommand(environ),
+		doctorCommand(environ),
 		versionCommand(),
 	)
 	root.SetArgs(args)
