@@ -524,6 +524,9 @@ func PlaceAt(text string, environ []string) (Place, error) {
 	return c.Place(), errors.Join(l.faults...)
 }
 
+// IsElsewhere reports whether a text says where a connection string is to be read from (env:NAME, file:PATH).
+func IsElsewhere(text string) bool { return elsewhere(text) }
+
 // elsewhere reports whether a secret's text says where to find it.
 func elsewhere(text string) bool {
 	_, env := cutPrefixFold(text, "env:")

@@ -167,22 +167,27 @@ func processes(t *testing.T, s store, shared int, via via, lockWait string) (add
 	return addresses
 }
 
+// wireClients are five clients of running servers, on two new sessions.
+func wireClients(t *testing.T, servers []string, rng *rand.Rand, history *recorder, databaseFails bool) (clients []*webServer) {
+	id := transcript.NewID()
+	keys := []string{id, strings.ToUpper(id)}
+	for i := range 5 {
+		w := &wire{t: t, address: servers[i%len(servers)], databaseFails: databaseFails}
+		t.Cleanup(func() {
+			if w.conn != nil {
+				w.conn.Close()
+			}
+		})
+		clients = append(clients, newWebServer(i, w, newRand(rng.Uint64()), history, keys, []time.Duration{20 * time.Minute, time.Hour}))
+	}
+	return clients
+}
+
 // wireHistory works on two new sessions of running servers, and disturbs the work now and then.
 func wireHistory(t *testing.T, s store, servers []string, rng *rand.Rand, disturb func(), databaseFails bool) {
 	t.Helper()
 	history := newRecorder()
-	id := transcript.NewID()
-	keys := []string{id, strings.ToUpper(id)}
-	var clients []*webServer
-	for i := range 5 {
-		w := &wire{t: t, address: servers[i%len(servers)], databaseFails: databaseFails}
-		defer func() {
-			if w.conn != nil {
-				w.conn.Close()
-			}
-		}()
-		clients = append(clients, newWebServer(i, w, newRand(rng.Uint64()), history, keys, []time.Duration{20 * time.Minute, time.Hour}))
-	}
+	clients := wireClients(t, servers, rng, history, databaseFails)
 	stop := disturbed(history, newRand(rng.Uint64()), disturb)
 	for i := 0; i < 8 || history.overlapping() < enough && i < 300; i++ {
 		burst(clients, 5+rng.IntN(8), rng.IntN(2) == 0)

@@ -400,10 +400,15 @@ func (s *Sessions) attend(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			s.log.Debug("looking after moves of sessions failed", "error", err)
 		}
+		every := attendEvery
+		if r.moving != nil {
+			every /= 5
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(attendEvery):
+		case <-r.over:
+		case <-time.After(every):
 		}
 	}
 }

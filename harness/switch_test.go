@@ -1,0 +1,80 @@
+//go:build unix
+
+package harness
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"aspstate/backends/postgres/pgtest"
+)
+
+// TestSwitch checks histories during which the servers switch from store to store.
+func TestSwitch(t *testing.T) {
+	sqlite := func(t *testing.T) string { return "sqlConnectionString: sqlite:" + filepath.Join(t.TempDir(), "aspstate.db") }
+	postgres := func(t *testing.T) string { return "sqlConnectionString: " + pgtest.Shared(t).Database(t) }
+	t.Run("memory, SQLite, PostgreSQL and back", func(t *testing.T) {
+		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
+			const memory = "mode: StateServer"
+			file, database := sqlite(t), postgres(t)
+			switchHistory(t, rng, 1, memory, file, database, memory, database, file)
+		})
+	})
+	t.Run("two servers from PostgreSQL to PostgreSQL", func(t *testing.T) {
+		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
+			a, b := postgres(t), postgres(t)
+			switchHistory(t, rng, 2, a, b, a, b)
+		})
+	})
+}
+
+// switchHistory has servers switch from the first of the places, by their settings, to the others.
+func switchHistory(t *testing.T, rng *rand.Rand, servers int, places ...string) {
+	t.Helper()
+	settings := filepath.Join(t.TempDir(), "aspstate.yaml")
+	write := func(place string) {
+		text := fmt.Sprintf("%s\nautoMigrate: true\nlockWait: 20ms\nrequestBudget: %v\nadmin: {listen: off}\nsweep: {interval: 1s}\n", place, requestBudget)
+		if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(places[0])
+	var processes []*process
+	var addresses []string
+	for range servers {
+		p := serve(t, program, "--config="+settings)
+		processes = append(processes, p)
+		addresses = append(addresses, p.address)
+	}
+	history := newRecorder()
+	clients := wireClients(t, addresses, rng, history, false)
+	burst(clients, 10, false)
+	for i, place := range places[1:] {
+		write(place)
+		processes[i%servers].cmd.Process.Signal(syscall.SIGHUP)
+		for begun := time.Now(); ; {
+			burst(clients, 3, rng.IntN(2) == 0)
+			complete := true
+			for _, p := range processes {
+				complete = complete && strings.Count(p.log.String(), "the switch is complete")+strings.Count(p.log.String(), "served from another store now\" ") > i
+			}
+			if complete {
+				break
+			}
+			if time.Since(begun) > 30*time.Second {
+				t.Fatalf("the switch to %s is not complete after 30 s", place)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	burst(clients, 10, true)
+	history.addGhosts(false)
+	history.check(t, &model{abandoned: history.abandoned()})
+	tally.faults.add("switched to another store")
+}
