@@ -431,7 +431,7 @@ function entries(title, list, values) {
 }
 
 function unlock(s) {
-  confirm("Unlock this session?", `The lock of ${s.id} was taken ${duration(s.lock_age_seconds)} ago (lock cookie ${s.lock_cookie}). If its page is still running, what that page writes to the session is lost.`, "Unlock", async () => {
+  confirm(s, "Unlock this session?", `The lock of ${s.id} was taken ${duration(s.lock_age_seconds)} ago (lock cookie ${s.lock_cookie}). If its page is still running, what that page writes to the session is lost.`, "Unlock", async () => {
     await change("POST", "/api/session/unlock", { app: s.app_id, id: s.id, lock_cookie: s.lock_cookie });
     toast("Unlocked.");
     await open(s);
@@ -439,15 +439,15 @@ function unlock(s) {
 }
 
 function remove(s) {
-  confirm("Remove this session?", `${s.id} of ${s.application || s.app_id} and all that it holds are deleted, and its user is logged out. This cannot be undone.`, "Remove", async () => {
+  confirm(s, "Remove this session?", `${s.id} of ${s.application || s.app_id} and all that it holds are deleted, and its user is logged out. This cannot be undone.`, "Remove", async () => {
     await change("DELETE", `/api/session?${place(s)}`);
     toast("Removed.");
     dialog.close();
   });
 }
 
-// confirm asks before run. Cancel has the focus; a failure is told, and the session shown as it is now.
-function confirm(title, text, verb, run) {
+// confirm asks before run changes the session. Cancel has the focus; a failure is told, and the session shown as it is now.
+function confirm(s, title, text, verb, run) {
   const ask = $("confirm"), button = $("confirm-do");
   $("confirm-title").textContent = title;
   $("confirm-text").textContent = text;
@@ -459,6 +459,7 @@ function confirm(title, text, verb, run) {
       await run();
     } catch (err) {
       toast(err.message);
+      await open(s);
     }
     ask.close();
     list();
