@@ -15,7 +15,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 PLATFORMS = linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-all mutants soak fuzz bench lint go gcc postgresql gofmt vet cross staticcheck govulncheck
+.PHONY: help build run test test-all mutants soak fuzz bench lint go gcc postgresql chromium gofmt vet cross staticcheck govulncheck
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -27,11 +27,11 @@ run: build ## build, and serve on 127.0.0.1:42424 with the sessions in ./data/as
 	@mkdir -p data
 	./aspstate serve --sql-connection-string sqlite:data/aspstate.db
 
-test: go gcc postgresql gofmt vet cross ## what every change must pass: formatting, vet, all platforms, tests with -race
+test: go gcc postgresql chromium gofmt vet cross ## what every change must pass: formatting, vet, all platforms, tests with -race
 	$(GO) test -race -timeout 8m ./...
 
 test-all: test lint ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
-	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres
+	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres ./server/admin/page
 	$(MAKE) mutants
 	$(MAKE) fuzz FUZZTIME=10s
 
@@ -75,6 +75,10 @@ gcc: go
 postgresql:
 	@{ command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 && \
 	  { command -v pgbouncer || ls /usr/sbin/pgbouncer; } >/dev/null 2>&1 && exit 0; $(call install,postgresql pgbouncer,the tests of the PostgreSQL store need)
+
+# The tests of the admin listener's page drive it.
+chromium:
+	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; $(call install,chromium,the tests of the page for operators need)
 
 gofmt: go
 	@files=$$($$($(GO) env GOROOT)/bin/gofmt -l .); [ -z "$$files" ] || { echo "not formatted, run gofmt -w:" >&2; echo "$$files" >&2; exit 1; }
