@@ -36,9 +36,9 @@ func (s *Sample) Total() (total backends.ApplicationInfo) {
 }
 
 const (
-	sampleEvery = 30 * time.Second
+	sampleEvery = 5 * time.Second
 	// sampleShare bounds what counting costs: it rests this many times as long as it takes.
-	sampleShare   = 50
+	sampleShare   = 100
 	sampleTimeout = time.Minute
 )
 
@@ -53,7 +53,7 @@ func (s *Sampler) Latest() *Sample {
 // Run counts until ctx ends.
 func (s *Sampler) Run(ctx context.Context) {
 	for {
-		took := s.sample(ctx)
+		took := s.Sample(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -62,7 +62,8 @@ func (s *Sampler) Run(ctx context.Context) {
 	}
 }
 
-func (s *Sampler) sample(ctx context.Context) (took time.Duration) {
+// Sample counts now, and returns how long that took.
+func (s *Sampler) Sample(ctx context.Context) (took time.Duration) {
 	try, cancel := context.WithTimeout(ctx, sampleTimeout)
 	defer cancel()
 	begun := time.Now()

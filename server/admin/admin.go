@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"aspstate/server"
+	"aspstate/server/admin/page"
 )
 
 // Server is the listener for operators. Make one with New.
@@ -158,6 +159,7 @@ func (s *Server) routes() http.Handler {
 	guarded.Handle("/api/", s.api())
 	guarded.Handle("GET /metrics", s.metrics)
 	guarded.HandleFunc("POST /logout", s.logout)
+	guarded.Handle("/", page.Handler())
 	for path, handler := range map[string]http.HandlerFunc{
 		"/debug/pprof/": pprof.Index, "/debug/pprof/cmdline": pprof.Cmdline, "/debug/pprof/profile": pprof.Profile,
 		"/debug/pprof/symbol": pprof.Symbol, "/debug/pprof/trace": pprof.Trace,

@@ -36,7 +36,7 @@
 //	403  Host or Origin                                     404  no such session, application or path
 //	405  wrong method                                       409  the state is another one, see the calls
 //	413  a body of more than 64 KiB                         415  a change without "Content-Type: application/json"
-//	422  the settings have faults: "faults" is a list of texts
+//	422  settings have faults, or a switch cannot begin: "faults" is a list of texts
 //	501  the store cannot be looked into, or not switched   503  the store fails, or the server is stopping
 //
 // # Sessions
@@ -68,8 +68,8 @@
 //	GET /api/session?app=…&id=…&values=true
 //
 // shows one session, its item decoded. Keys, types and sizes are always there, values only with values=true,
-// which leaves an audit line in the log. Where the item cannot be decoded, item is absent
-// and item_error says why.
+// which leaves an audit line in the log. Where not all of the item can be decoded, item has what can be, and
+// item_error says what is wrong.
 //
 //	{"session": SESSION, "item": ITEM, "item_error": "…"}
 //
@@ -88,7 +88,7 @@
 //
 //	GET /api/applications
 //
-// counts sessions by application, as of the last sample (about every 30 s, less often where it takes long).
+// counts sessions by application, as of the last sample (every 5 s, or as often as costs a hundredth of the time).
 //
 //	{"applications": [{"app_id": "f197a8d4", "name": "/lm/…", "sessions": 9000, "locked": 3, "bytes": 64512000}, …],
 //	 "counted": "2026-11-22T16:00:00Z", "took_seconds": 0.02, "error": "…"}   counted is absent before the first sample
@@ -115,8 +115,12 @@
 //	 "sweeper": {"interval_seconds": 60, "last": "…", "swept": 123, "error": "…"},   last: end of the last one that succeeded
 //	 "totals": {"requests": 1, "sessions_created": 1, "sessions_timed_out": 1, "sessions_abandoned": 1},   since the start
 //	 "rates": POINT,                                  the last one of the history; absent in the first seconds
-//	 "switch": {"stage": "moving", "from": "sqlite:…", "to": "postgres://…", "moved": 4000, "total": 10000,
-//	            "started": "…", "error": "…"}}        absent where there was no move; stage: announced, moving, moved
+//	 "switch": {"stage": "moving",                    the last move that this server took part in; absent where there was none
+//	            "from": "sqlite:…", "to": "postgres://…",                    without passwords
+//	            "claimed": 120,                       moved because web servers asked for them
+//	            "copying": true,                      this server moves the others: moved of total, at per_second
+//	            "moved": 4000, "total": 10000, "per_second": 2000, "left_seconds": 3,
+//	            "error": "…"}}                        why copying stopped for now; it goes on. stage ends with moved
 //
 //	GET /api/history?after=TIME
 //

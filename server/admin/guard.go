@@ -142,6 +142,8 @@ func (s *Server) cookie(until time.Time, token *[sha256.Size]byte) []byte {
 	return mac.Sum(value)
 }
 
+func encode(cookie []byte) string { return base64.RawURLEncoding.EncodeToString(cookie) }
+
 func (s *Server) setCookie(w http.ResponseWriter, r *http.Request, value string, life time.Duration) {
 	http.SetCookie(w, &http.Cookie{
 		Name: cookieName, Value: value, Path: "/", MaxAge: int(life.Seconds()),
@@ -162,7 +164,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	until := time.Now().Add(cookieLife)
-	s.setCookie(w, r, base64.RawURLEncoding.EncodeToString(s.cookie(until, token)), cookieLife)
+	s.setCookie(w, r, encode(s.cookie(until, token)), cookieLife)
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
