@@ -39,7 +39,7 @@ func switchHistory(t *testing.T, rng *rand.Rand, servers int, places ...string) 
 	t.Helper()
 	settings := filepath.Join(t.TempDir(), "aspstate.yaml")
 	write := func(place string) {
-		text := fmt.Sprintf("%s\nautoMigrate: true\nlockWait: 20ms\nrequestBudget: %v\nadmin: {listen: off}\nsweep: {interval: 1s}\n", place, requestBudget)
+		text := fmt.Sprintf("%s\nautoMigrate: true\nlockWait: 20ms\nrequestBudget: %v\nadmin: {listen: off}\nlog: {level: debug}\nsweep: {interval: 1s}\n", place, requestBudget)
 		if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func switchHistory(t *testing.T, rng *rand.Rand, servers int, places ...string) 
 	burst(clients, 10, false)
 	for i, place := range places[1:] {
 		write(place)
-		processes[i%servers].cmd.Process.Signal(syscall.SIGHUP)
+		processes[0].cmd.Process.Signal(syscall.SIGHUP)
 		for begun := time.Now(); ; {
 			burst(clients, 3, rng.IntN(2) == 0)
 			complete := true

@@ -15,6 +15,7 @@ import (
 type storeOrigin struct {
 	move           backends.Move
 	source, target movable
+	from           *route       // that source was the store of, nil where this process did not serve it
 	claimed        atomic.Int64 // on first touch
 	progress       progress
 
@@ -189,12 +190,14 @@ func (s *Sessions) endMove(ctx context.Context, r *route) error {
 		return nil
 	}
 	o := r.moving
-	s.setRoute(newRoute(r.store, s.ownOrigins()...))
+	next := newRoute(r.store, s.ownOrigins()...)
+	next.closed = r.closed
+	s.setRoute(next)
 	o.progress.mu.Lock()
 	o.progress.over, o.progress.failure = true, nil
 	o.progress.mu.Unlock()
 	s.depart(ctx, o.source)
-	s.retire(&route{store: o.source, closed: make(chan struct{})})
+	s.retire(o.move.From, o.source, o.from)
 	s.log.Info("the switch is complete, the old store is not needed any more", "move", o.move.ID, "claimed", o.claimed.Load())
 	return nil
 }

@@ -170,6 +170,6 @@ func (s *Sessions) renewRoute() {
 		origins = append([]origin{old.moving}, origins...)
 	}
 	r := newRoute(old.store, origins...)
-	r.moving = old.moving
+	r.moving, r.closed = old.moving, old.closed
 	s.setRoute(r)
 }

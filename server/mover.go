@@ -40,7 +40,7 @@ type mover struct {
 	mu       sync.Mutex
 	self     backends.Attendance
 	prepared backends.Store // the target of the move self.Ready
-	retired  []*route       // to be closed
+	retired  []*retired     // to be closed
 	last     *storeOrigin   // of the last move
 }
 
@@ -96,7 +96,10 @@ func (s *Sessions) Switch(ctx context.Context, to string) (err error) {
 	case to == m.where:
 		return nil
 	}
-	move := backends.Move{ID: m.self.ID + "-" + strconv.FormatInt(m.moves.Add(1), 10), From: m.where, To: to}
+	move := backends.Move{ID: m.self.ID + "-" + strconv.FormatInt(m.moves.Add(1), 10), From: m.where, To: to, Stage: backends.Announced}
+	if err := s.closeBefore(ctx, to); err != nil {
+		return fmt.Errorf("switch: %w", err)
+	}
 	target, err := m.openTarget(ctx, to)
 	if err != nil {
 		return fmt.Errorf("switch: %w", err)
@@ -257,8 +260,11 @@ func (s *Sessions) followLocked(ctx context.Context, r *route) error {
 	if move.Stage < backends.Moving {
 		return errors.New("the store says that it was left, and then that it was not")
 	}
-	target, err := m.takePrepared(move.ID), error(nil)
+	target := m.takePrepared(move.ID)
 	if target == nil {
+		if err := s.closeBefore(ctx, move.To); err != nil {
+			return err
+		}
 		if target, err = m.openTarget(ctx, move.To); err != nil {
 			return err
 		}
@@ -266,11 +272,11 @@ func (s *Sessions) followLocked(ctx context.Context, r *route) error {
 	m.where = move.To
 	if move.Stage == backends.Moved {
 		s.setRoute(newRoute(target, s.ownOrigins()...))
-		s.retire(r)
+		s.retire(move.From, r.store, r)
 		s.log.Info("sessions are served from another store now", "move", move.ID)
 		return nil
 	}
-	s.serveMove(source, target, move)
+	s.serveMove(source, target, move, r)
 	s.log.Info("sessions are served from another store now, which takes them over from the old one", "move", move.ID)
 	return nil
 }
@@ -287,8 +293,8 @@ func (m *mover) takePrepared(move string) movable {
 }
 
 // serveMove puts the route in force on which sessions are taken over from source.
-func (s *Sessions) serveMove(source, target movable, move backends.Move) {
-	o := &storeOrigin{move: move, source: source, target: target}
+func (s *Sessions) serveMove(source, target movable, move backends.Move, from *route) {
+	o := &storeOrigin{move: move, source: source, target: target, from: from}
 	r := newRoute(target, append([]origin{o}, s.ownOrigins()...)...)
 	r.moving = o
 	s.mover.mu.Lock()
@@ -312,23 +318,32 @@ func (s *Sessions) Resume(ctx context.Context, move backends.Move) error {
 		source.Close()
 		return fmt.Errorf("resume the move of sessions from another store: %w", err)
 	}
-	s.serveMove(source, target, move)
+	s.serveMove(source, target, move, nil)
 	s.log.Info("the move of sessions from another store goes on", "move", move.ID)
 	return nil
 }
 
-// retire closes the store of a route that is not in force any more, when no request can be asking it.
-func (s *Sessions) retire(r *route) {
-	s.mover.mu.Lock()
-	s.mover.retired = append(s.mover.retired, r)
-	s.mover.mu.Unlock()
-	time.AfterFunc(closeAfter, func() { s.closeRetired(r) })
+// retired is a store that was left.
+type retired struct {
+	where string
+	since time.Time
+	store backends.Store
+	route *route // that it was the store of, nil where it was only moved away from
 }
 
-func (s *Sessions) closeRetired(r *route) error {
+// retire closes a store that was left when no request can be asking it.
+func (s *Sessions) retire(where string, store backends.Store, r *route) {
+	old := &retired{where: where, since: time.Now(), store: store, route: r}
+	s.mover.mu.Lock()
+	s.mover.retired = append(s.mover.retired, old)
+	s.mover.mu.Unlock()
+	time.AfterFunc(closeAfter, func() { s.closeRetired(old) })
+}
+
+func (s *Sessions) closeRetired(old *retired) error {
 	m := &s.mover
 	m.mu.Lock()
-	i := slices.Index(m.retired, r)
+	i := slices.Index(m.retired, old)
 	if i >= 0 {
 		m.retired = slices.Delete(m.retired, i, i+1)
 	}
@@ -336,25 +351,51 @@ func (s *Sessions) closeRetired(r *route) error {
 	if i < 0 {
 		return nil
 	}
-	close(r.closed)
-	err := r.store.Close()
+	if old.route != nil {
+		close(old.route.closed)
+	}
+	err := old.store.Close()
 	if err != nil {
 		s.log.Warn("the store that was left could not be closed", "error", err)
 	}
 	return err
 }
 
+// closeBefore closes a store that was left before it is opened again, when the requests of that time have ended.
+func (s *Sessions) closeBefore(ctx context.Context, where string) error {
+	m := &s.mover
+	m.mu.Lock()
+	i := slices.IndexFunc(m.retired, func(old *retired) bool { return old.where == where })
+	var old *retired
+	if i >= 0 {
+		old = m.retired[i]
+	}
+	m.mu.Unlock()
+	if old == nil {
+		return nil
+	}
+	if _, shared := old.store.(backends.Shared); shared {
+		return nil // it can be open twice
+	}
+	select {
+	case <-time.After(time.Until(old.since.Add(time.Duration(s.budget.Load())))):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return s.closeRetired(old)
+}
+
 // Close closes the store that serves, and those that were left. Run has returned.
 func (s *Sessions) Close() error {
 	m := &s.mover
 	m.mu.Lock()
-	retired := slices.Clone(m.retired)
+	left := slices.Clone(m.retired)
 	prepared := m.prepared
 	m.prepared = nil
 	m.mu.Unlock()
 	var errs []error
-	for _, r := range retired {
-		errs = append(errs, s.closeRetired(r))
+	for _, old := range left {
+		errs = append(errs, s.closeRetired(old))
 	}
 	if prepared != nil {
 		errs = append(errs, prepared.Close())

@@ -18,7 +18,7 @@ type route struct {
 	settled settled
 	moving  *storeOrigin  // one of the origins, while sessions are moved away from it
 	over    chan struct{} // closed when another route is in place
-	closed  chan struct{} // closed when the store has been closed, and never where another route has the same one
+	closed  chan struct{} // closed when the store has been closed; routes to one store share it
 }
 
 // origin is another place where a session may be that the store does not have.
