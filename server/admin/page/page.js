@@ -93,6 +93,7 @@ const linear = {
 // Latencies span from microseconds to a lock wait of seconds: a line for each power of ten.
 const logarithmic = {
   ticks(max, min) {
+    if (min > max) [min, max] = [0.001, 0.1]; // nothing was measured
     const low = Math.floor(Math.log10(Math.max(min, 1e-5))), high = Math.max(low + 1, Math.ceil(Math.log10(Math.max(max, 1e-5))));
     return Array.from({ length: high - low + 1 }, (_, i) => 10 ** (low + i));
   },
@@ -139,7 +140,7 @@ class Chart {
     if (!width) return;
     const left = 46, right = 6, top = 6, bottom = 20;
     const values = this.points.flatMap((p) => this.series.map(([, get]) => get(p))).filter((v) => v != null);
-    const ticks = this.scale.ticks(Math.max(0, ...values), Math.min(...values, 1));
+    const ticks = this.scale.ticks(Math.max(0, ...values), Math.min(...values));
     const end = this.points.length ? Date.parse(this.points.at(-1).time) : 0;
     this.x = (p) => left + (width - left - right) * (1 - (end - Date.parse(p.time)) / 1000 / windowSeconds);
     const y = (v) => top + (height - top - bottom) * (1 - this.scale.at(v, ticks));
