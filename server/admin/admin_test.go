@@ -301,8 +301,12 @@ func TestUnlock(t *testing.T) {
 		t.Error("another lock's cookie unlocks")
 	}
 	r.want(200, "POST", "/api/session/unlock", `{"application": "`+shop+`", "id": "a", "lock_cookie": 2}`, `"unlocked":true`, `"lock_cookie":2`)
+	unlocked := time.Now()
 	if err := <-waiter; err != nil {
 		t.Errorf("the waiter: %v", err)
+	}
+	if took := time.Since(unlocked); took > 2*time.Second { // it would ask again by itself after lockWait, 5 s
+		t.Errorf("the waiter got the lock only after %v", took)
 	}
 	if !strings.Contains(r.log.String(), "audit=unlock") {
 		t.Errorf("no audit line:\n%s", r.log)
