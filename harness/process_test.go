@@ -5,6 +5,7 @@ package harness
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"flag"
 	"fmt"
 	"io"
@@ -162,4 +163,20 @@ func (p *process) stop(t testing.TB) {
 	if t.Failed() {
 		t.Logf("log of aspstate:\n%s", log)
 	}
+}
+
+// runProgram runs a program to its end, which is to be a failure, and returns what it says.
+func runProgram(t testing.TB, program func() (string, error), args ...string) string {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
+	if err == nil || ctx.Err() != nil {
+		t.Errorf("%v ended with %v, want a failure", args, err)
+	}
+	return string(out)
 }

@@ -17,7 +17,9 @@ import (
 
 // TestSwitch checks histories during which the servers switch from store to store.
 func TestSwitch(t *testing.T) {
-	sqlite := func(t *testing.T) string { return "sqlConnectionString: sqlite:" + filepath.Join(t.TempDir(), "aspstate.db") }
+	sqlite := func(t *testing.T) string {
+		return "sqlConnectionString: sqlite:" + filepath.Join(t.TempDir(), "aspstate.db")
+	}
 	postgres := func(t *testing.T) string { return "sqlConnectionString: " + pgtest.Shared(t).Database(t) }
 	t.Run("memory, SQLite, PostgreSQL and back", func(t *testing.T) {
 		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
