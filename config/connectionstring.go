@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -20,7 +22,7 @@ const (
 
 // served reports whether this version has the backend. The others are
 // recognised so that the fault can say what is the matter.
-func (b Backend) served() bool { return b == SQLite || b == Postgres }
+func (b Backend) served() bool { return b == SQLite || b == Postgres || b == SQLServer }
 
 // ConnectionString says in which database sessions are kept. It may hold a
 // password: whatever prints it shows a form without.
@@ -113,7 +115,14 @@ func recognize(text, dir string) (ConnectionString, error) {
 	if err != nil || pairs.get(serverKeys) == "" {
 		return ConnectionString{}, errors.New("it has no form that aspstate knows (its text is not shown, it may hold a password)")
 	}
-	if pairs.get(catalogKeys) == "" { // as in web.config
+	named := pairs.get(catalogKeys) != ""
+	switch {
+	case strings.ContainsAny(text, `'"`):
+		if !named {
+			pairs["initial catalog"] = "ASPState" // as in web.config
+		}
+		text = pairs.text()
+	case !named:
 		text = strings.TrimRight(text, "; ") + ";Initial Catalog=ASPState"
 	}
 	return ConnectionString{Backend: SQLServer, text: text}, nil
@@ -167,6 +176,23 @@ func (a ado) get(keys []string) string {
 		}
 	}
 	return ""
+}
+
+// text writes the settings as go-mssqldb reads them. It knows no single quotes, and takes double ones
+// inside a value for the beginning of a quoted one.
+func (a ado) text() string {
+	var b strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(a)) {
+		if b.Len() > 0 {
+			b.WriteByte(';')
+		}
+		value := a[key]
+		if strings.ContainsAny(value, `;"'`) || value != strings.TrimSpace(value) {
+			value = `"` + strings.ReplaceAll(value, `"`, `""`) + `"`
+		}
+		b.WriteString(key + "=" + value)
+	}
+	return b.String()
 }
 
 var errADO = errors.New("not an ADO.NET connection string")

@@ -59,7 +59,7 @@ func FuzzParseSize(f *testing.F) {
 
 // Connection strings come from environment variables and secret files.
 func FuzzConnectionString(f *testing.F) {
-	for _, seed := range []string{"sqlite:/a", "postgres://u:p@h/d", "sqlserver://h", "Server=h;Password=p;", "Data Source='h''i' ; pwd=\"a;b\"", "Server=h;;= ;"} {
+	for _, seed := range []string{"sqlite:/a", "postgres://u:p@h/d", "sqlserver://h", "Server=h;Password=p;", "Data Source='h''i' ; pwd=\"a;b\"", "Server=h;;= ;", "DAtA SourCe=''''"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -28,9 +28,10 @@ var files embed.FS
 
 // Status is how far a database has been migrated.
 type Status struct {
-	Version int  // of the schema; 0 is none at all
-	Dirty   bool // a step to Version, up or down, did not finish
-	Latest  int  // the newest version that this program knows
+	Version int    // of the schema; 0 is none at all
+	Dirty   bool   // a step to Version, up or down, did not finish
+	Latest  int    // the newest version that this program knows
+	Found   string // SQL Server: what the database holds, in words
 }
 
 // Err is nil if the schema is the one that this program knows, and else a *SchemaError.
@@ -67,7 +68,8 @@ type Migrator struct {
 	files  fs.FS
 	folder string
 	latest int
-	busy   *sync.Mutex // held during a migration
+	busy   *sync.Mutex                           // held during a migration
+	status func(context.Context) (Status, error) // where the version is not in golang-migrate's own table
 }
 
 // sqliteBusy is the lock between migrators that golang-migrate's driver lacks. One process owns an
@@ -113,6 +115,14 @@ func latestVersion(files fs.FS, folder string) (int, error) {
 
 // Status reads the schema's version.
 func (m *Migrator) Status(ctx context.Context) (Status, error) {
+	if m.status != nil {
+		s, err := m.status(ctx)
+		s.Latest = m.latest
+		if err != nil {
+			err = fmt.Errorf("migrate: read the schema version: %w", err)
+		}
+		return s, err
+	}
 	s := Status{Latest: m.latest}
 	// Not the driver's Version, which takes every failure for version none.
 	err := m.db.QueryRowContext(ctx, "SELECT version, dirty FROM schema_migrations").Scan(&s.Version, &s.Dirty)

@@ -18,6 +18,9 @@ type Fixture struct {
 	// Beside opens the same store once more, as another process does; nil where one
 	// process owns it.
 	Beside func(t testing.TB) backends.Store
+	// Collides says that the store refuses an application whose number another one has, as ASPState
+	// does, instead of giving it the next.
+	Collides bool
 }
 
 // Run runs the suite. Each case opens a store of its own, which open closes at the end of

@@ -14,7 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"aspstate/backends"
 	"aspstate/backends/postgres"
+	"aspstate/backends/sqlserver"
 	"aspstate/config"
 )
 
@@ -60,8 +62,15 @@ func checkDatabase(ctx context.Context, c *config.Config) error {
 	if c.Mode == config.ModeStateServer {
 		return nil
 	}
-	if c.SQLConnectionString.Backend == config.Postgres {
-		return checkPostgres(ctx, c)
+	switch c.SQLConnectionString.Backend {
+	case config.Postgres:
+		return checkServed(ctx, c, func(ctx context.Context, log *slog.Logger) (backends.Store, error) {
+			return postgres.Open(ctx, c.SQLConnectionString.Text(), log)
+		})
+	case config.SQLServer:
+		return checkServed(ctx, c, func(ctx context.Context, log *slog.Logger) (backends.Store, error) {
+			return sqlserver.Open(ctx, c.SQLConnectionString.Text(), log)
+		})
 	}
 	path := c.SQLConnectionString.Path
 	fault := func(problem error, remedy string) error {
@@ -95,11 +104,11 @@ func checkDatabase(ctx context.Context, c *config.Config) error {
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
-// checkPostgres tries whether the database answers and has the schema.
-func checkPostgres(ctx context.Context, c *config.Config) error {
+// checkServed tries whether the database answers and has the schema.
+func checkServed(ctx context.Context, c *config.Config, open func(context.Context, *slog.Logger) (backends.Store, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	store, err := postgres.Open(ctx, c.SQLConnectionString.Text(), slog.New(slog.DiscardHandler))
+	store, err := open(ctx, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return config.Fault{Key: "sqlConnectionString", Problem: err.Error(), Remedy: "see that the database can be reached from here and is migrated"}
 	}

@@ -34,6 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 		serveCommand(environ),
 		checkCommand(environ),
 		migrateCommand(environ),
+		sweepCommand(environ),
 		switchCommand(environ),
 		copyCommand(environ),
 		webconfigCommand(environ),

@@ -22,7 +22,9 @@ func migrateCommand(environ []string) *cobra.Command {
 		Long: "migrate brings the schema of the database up to date, or takes it away. An SQLite file is migrated by\n" +
 			"\"aspstate serve\" as well, and only one process can have it open: stop the server first.\n\n" +
 			"On PostgreSQL, \"migrate up --unlogged\" makes a table of sessions that is faster to write and is emptied by a\n" +
-			"crash of the database, as ASPState in tempdb is by a restart. It has no effect on a table that exists.",
+			"crash of the database, as ASPState in tempdb is by a restart. It has no effect on a table that exists.\n\n" +
+			"On SQL Server, \"migrate up\" makes the tables and procedures of ASPState, or adopts those of aspnet_regsql: then it\n" +
+			"adds one small table, and \"migrate down\" takes only that away.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return fmt.Errorf("migrate %s is no command: see aspstate migrate --help", args[0])
@@ -47,10 +49,17 @@ func migrateCommand(environ []string) *cobra.Command {
 		down,
 		migrateStep(environ, "status", "Say whether the schema is up to date, and what to do if not", cobra.NoArgs, func(ctx context.Context, db database, _ []string) (string, error) {
 			s, err := db.Status(ctx)
+			found := ""
+			if s.Found != "" {
+				found = "; found: " + s.Found
+			}
 			if err == nil {
 				err = s.Err()
 			}
-			return fmt.Sprintf("the schema is up to date: version %d", s.Version), err
+			if err != nil {
+				return "", fmt.Errorf("%w%s", err, found)
+			}
+			return fmt.Sprintf("the schema is up to date: version %d%s", s.Version, found), nil
 		}),
 		migrateStep(environ, "version", "Print the version of the schema, 0 for none", cobra.NoArgs, func(ctx context.Context, db database, _ []string) (string, error) {
 			s, err := db.Status(ctx)
@@ -105,7 +114,14 @@ func migrateStep(environ []string, use, short string, args cobra.PositionalArgs,
 }
 
 func openDatabase(cmd *cobra.Command, c *config.Config) (database, error) {
-	if c.SQLConnectionString.Backend == config.Postgres {
+	switch c.SQLConnectionString.Backend {
+	case config.SQLServer:
+		m, db, err := migrations.SQLServer(cmd.Context(), c.SQLConnectionString.Text())
+		if err != nil {
+			return database{}, err
+		}
+		return database{m, c.SQLConnectionString.String(), db.Close}, nil
+	case config.Postgres:
 		faster, _ := cmd.Flags().GetBool(unlogged) // false where there is no such flag
 		log := newLogger(cmd.ErrOrStderr(), c.Log.Format, c.Log.Level)
 		m, db, err := migrations.Postgres(cmd.Context(), c.SQLConnectionString.Text(), faster, log)

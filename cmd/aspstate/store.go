@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"aspstate/backends/memory"
 	"aspstate/backends/postgres"
 	"aspstate/backends/sqlite"
+	"aspstate/backends/sqlserver"
 	"aspstate/config"
 	"aspstate/migrations"
 )
@@ -23,6 +25,8 @@ func openStore(ctx context.Context, place config.Place, c *config.Config, log *s
 	switch place.Backend {
 	case config.Postgres:
 		return openPostgres(ctx, place.ConnectionString.Text(), c.AutoMigrate, log)
+	case config.SQLServer:
+		return openSQLServer(ctx, place.ConnectionString.Text(), c.AutoMigrate, log)
 	default:
 		return openSQLite(ctx, place.Path, log)
 	}
@@ -35,6 +39,8 @@ func says(place config.Place) string {
 		return "Sessions are kept in memory and end with this process."
 	case place.Backend == config.Postgres:
 		return fmt.Sprintf("Sessions are kept in the PostgreSQL database %v.", place.ConnectionString)
+	case place.Backend == config.SQLServer:
+		return fmt.Sprintf("Sessions are kept in the SQL Server database %v.", place.ConnectionString)
 	default:
 		return fmt.Sprintf("Sessions are kept in the SQLite file %s.", place.Path)
 	}
@@ -61,28 +67,39 @@ func openSQLite(ctx context.Context, path string, log *slog.Logger) (backends.St
 }
 
 func openPostgres(ctx context.Context, url string, autoMigrate bool, log *slog.Logger) (backends.Store, error) {
-	store, err := postgres.Open(ctx, url, log) // waits for a database that is starting
+	return openServed(ctx, autoMigrate, func() (backends.Store, error) { return postgres.Open(ctx, url, log) },
+		func() (*migrations.Migrator, *sql.DB, error) { return migrations.Postgres(ctx, url, false, log) })
+}
+
+func openSQLServer(ctx context.Context, dsn string, autoMigrate bool, log *slog.Logger) (backends.Store, error) {
+	return openServed(ctx, autoMigrate, func() (backends.Store, error) { return sqlserver.Open(ctx, dsn, log) },
+		func() (*migrations.Migrator, *sql.DB, error) { return migrations.SQLServer(ctx, dsn) })
+}
+
+// openServed opens the store in a database that a server keeps. Opening waits for one that is starting.
+func openServed(ctx context.Context, autoMigrate bool, open func() (backends.Store, error), migrator func() (*migrations.Migrator, *sql.DB, error)) (backends.Store, error) {
+	store, err := open()
 	switch {
 	case err == nil:
-		if err := migratePostgres(ctx, url, autoMigrate, log); err != nil {
+		if err := migrateServed(ctx, autoMigrate, migrator); err != nil {
 			store.Close()
 			return nil, err
 		}
 		return store, nil
 	case errors.Is(err, backends.ErrPermanent) && autoMigrate: // perhaps there is no schema
-		if err := migratePostgres(ctx, url, autoMigrate, log); err != nil {
+		if err := migrateServed(ctx, autoMigrate, migrator); err != nil {
 			return nil, err
 		}
-		return postgres.Open(ctx, url, log)
+		return open()
 	default:
 		return nil, err
 	}
 }
 
-// migratePostgres brings the schema up to date with autoMigrate, and else returns an error if it
+// migrateServed brings the schema up to date with autoMigrate, and else returns an error if it
 // is not.
-func migratePostgres(ctx context.Context, url string, autoMigrate bool, log *slog.Logger) error {
-	m, db, err := migrations.Postgres(ctx, url, false, log)
+func migrateServed(ctx context.Context, autoMigrate bool, migrator func() (*migrations.Migrator, *sql.DB, error)) error {
+	m, db, err := migrator()
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,71 @@
+package sqlserver_test
+
+import (
+	"database/sql"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"aspstate/backends"
+	"aspstate/backends/backendtest"
+	"aspstate/backends/sqlserver"
+	"aspstate/backends/sqlserver/mssqltest"
+	"aspstate/migrations"
+)
+
+func TestMain(m *testing.M) { os.Exit(mssqltest.Main(m)) }
+
+// database is an empty one with ASPState's objects.
+func database(t testing.TB) (string, *sql.DB) {
+	t.Helper()
+	url := mssqltest.Database(t)
+	m, db, err := migrations.SQLServer(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	if err := m.Up(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return url, db
+}
+
+func open(t testing.TB, url string) *sqlserver.Store {
+	t.Helper()
+	s, err := sqlserver.Open(t.Context(), url, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// backdate makes a session older.
+func backdate(t testing.TB, db *sql.DB, key backends.Key, d time.Duration) {
+	t.Helper()
+	_, err := db.Exec(`UPDATE dbo.ASPStateTempSessions SET
+		Created = DATEADD(millisecond, -@p3, DATEADD(second, -@p2, Created)), Expires = DATEADD(millisecond, -@p3, DATEADD(second, -@p2, Expires)),
+		LockDate = DATEADD(millisecond, -@p3, DATEADD(second, -@p2, LockDate)), LockDateLocal = DATEADD(millisecond, -@p3, DATEADD(second, -@p2, LockDateLocal))
+		WHERE SessionId = @p1`, key.ID+key.App.Suffix(), int32(d/time.Second), int32(d%time.Second/time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConformance(t *testing.T) {
+	url, db := database(t) // making one takes a second
+	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
+		for _, table := range []string{"Sessions", "Applications"} {
+			if _, err := db.Exec("DELETE dbo.ASPStateTemp" + table); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return backendtest.Fixture{
+			Store:    open(t, url),
+			Backdate: func(t testing.TB, key backends.Key, d time.Duration) { backdate(t, db, key, d) },
+			Beside:   func(t testing.TB) backends.Store { return open(t, url) },
+			Collides: true,
+		}
+	})
+}
