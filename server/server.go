@@ -27,15 +27,16 @@ type Server struct {
 	Log    *slog.Logger
 
 	limit   atomic.Int64 // of connections; 0 means none
-	closing atomic.Bool
+	closing atomic.Bool  // a shutdown has begun: connections end with their next answer
+	closed  atomic.Bool  // those that wait for a request have ended, too
 	traffic Traffic
 
 	mu        sync.Mutex
 	conns     map[*Conn]struct{}
-	listeners map[net.Listener]struct{}
+	listeners map[net.Listener]struct{} // that accept
 	ctx       context.Context // of the connections
 	cutOff    context.CancelFunc
-	ended     chan struct{} // closed when closing and the last connection has ended
+	ended     chan struct{} // closed when closing, and the last listener and the last connection have ended
 	refused   seldom        // connections for which there was no room
 }
 
@@ -46,6 +47,7 @@ type Conn struct {
 	net.Conn
 	srv   *Server
 	since atomic.Int64 // connBusy, connClosing, or idle since then (Unix nanoseconds)
+	last  bool         // its last answer has gone
 }
 
 // Traffic counts connections and bytes since the start.
@@ -84,6 +86,10 @@ func (c *Conn) WriteBuffers(b net.Buffers) error {
 // logEvery is how often a condition that meets every request is logged.
 const logEvery = 10 * time.Second
 
+// lastCall is how long, in a shutdown, idle connections stay open for a request that is on its way to them. Web servers
+// look whether a connection of their pool has ended before they use it, and fail a page when it ends after that look.
+const lastCall = 100 * time.Millisecond
+
 const (
 	connBusy    = 0
 	connClosing = -1
@@ -103,8 +109,27 @@ func (s *Server) Limit() int { return int(s.limit.Load()) }
 // Idle marks the connection as waiting for a request. It returns false if the
 // connection must end now, because the server is shutting down.
 func (c *Conn) Idle(now time.Time) bool {
+	if c.last {
+		return false
+	}
 	c.since.Store(now.UnixNano())
-	return !c.srv.closing.Load()
+	return !c.srv.closed.Load()
+}
+
+// Answer is to be called before an answer is written, and what it returns when it has been: in a shutdown the
+// answer's last bytes and the connection's end then arrive together (on Linux), so that no client takes the connection
+// for one that can be used again.
+func (c *Conn) Answer() (written func()) {
+	if !c.srv.closing.Load() {
+		return func() {}
+	}
+	c.last = true
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		return func() {}
+	}
+	cork(tcp)
+	return func() { tcp.CloseWrite() }
 }
 
 // Busy marks that a request has begun. It returns false if the server closed
@@ -131,11 +156,13 @@ func (s *Server) Serve(ln net.Listener) error {
 	if !s.track(ln) {
 		return ErrServerClosed
 	}
+	defer s.untrack(ln)
 	var pause time.Duration
 	for {
 		nc, err := ln.Accept()
 		if err != nil {
 			if s.closing.Load() {
+				s.untrack(ln)
 				<-s.ended
 				return ErrServerClosed
 			}
@@ -175,6 +202,13 @@ func (s *Server) track(ln net.Listener) bool {
 	return true
 }
 
+func (s *Server) untrack(ln net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, ln)
+	s.checkEnded()
+}
+
 // admit registers a connection, or closes it and returns nil where there is no room.
 func (s *Server) admit(nc net.Conn) *Conn {
 	s.mu.Lock()
@@ -188,11 +222,7 @@ func (s *Server) admit(nc net.Conn) *Conn {
 		nc.Close()
 		return nil
 	}
-	if s.closing.Load() {
-		nc.Close()
-		return nil
-	}
-	s.traffic.Accepted.Add(1)
+	s.traffic.Accepted.Add(1) // in a shutdown, too: it was accepted before, and has its first request answered
 	c := &Conn{Conn: nc, srv: s}
 	s.conns[c] = struct{}{}
 	return c
@@ -241,7 +271,7 @@ func (s *Server) remove(c *Conn) {
 
 // checkEnded runs under mu.
 func (s *Server) checkEnded() {
-	if s.closing.Load() && len(s.conns) == 0 {
+	if s.closing.Load() && len(s.conns) == 0 && len(s.listeners) == 0 {
 		select {
 		case <-s.ended:
 		default:
@@ -258,26 +288,21 @@ func (s *Server) Connections() int {
 	return len(s.conns)
 }
 
-// Shutdown stops accepting, closes idle connections and waits for the requests
-// under way to be answered. When ctx ends first, it closes what is left and
-// returns ctx's error.
+// Shutdown stops accepting, has the requests under way answered, closes connections with their answer or when they have
+// been idle for a moment, and waits for all that. When ctx ends first, it closes what is left and returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closing.Store(true)
 	for ln := range s.listeners {
 		ln.Close()
 	}
-	for c := range s.conns {
-		c.closeIdle()
-	}
 	ended := s.ended
-	if ended != nil {
-		s.checkEnded()
-	}
 	s.mu.Unlock()
 	if ended == nil {
 		return nil
 	}
+	call := time.AfterFunc(lastCall, s.closeAllIdle)
+	defer call.Stop()
 	select {
 	case <-ended:
 		return nil
@@ -291,4 +316,24 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	return fmt.Errorf("%d requests were cut off: %w", left, ctx.Err())
+}
+
+// closeAllIdle ends the last call.
+func (s *Server) closeAllIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed.Store(true)
+	for c := range s.conns {
+		c.closeIdle()
+	}
+}
+
+// Alive returns when a connection has been looked after, one that says nothing; never, if the server hangs. It is no
+// client's connection, and counts as none.
+func (s *Server) Alive() {
+	s.Connections()
+	client, own := net.Pipe()
+	client.Close()
+	defer own.Close()
+	s.Handle(context.Background(), &Conn{Conn: own, srv: s})
 }

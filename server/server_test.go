@@ -40,7 +40,9 @@ func startEcho(t *testing.T, limit int) *echo {
 				return
 			}
 			e.atGate.Add(-1)
+			written := c.Answer()
 			io.WriteString(c, line)
+			written()
 		}
 	}}
 	e.LimitConnections(limit)

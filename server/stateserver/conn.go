@@ -212,6 +212,7 @@ func (c *conn) write(now time.Time, resp *response, session server.Session) bool
 		c.SetWriteDeadline(c.writeBy)
 	}
 	c.out = resp.appendTo(c.out[:0], &c.srv.heads)
+	defer c.Answer()()
 	var err error
 	if len(resp.data) > 0 {
 		c.srv.sessions.Metrics.Sent.Observe(int64(len(resp.data)))
