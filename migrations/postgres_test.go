@@ -54,9 +54,9 @@ func TestPostgresUpDownUp(t *testing.T) {
 			must(t, m.Up(t.Context()))
 			must(t, m.Up(t.Context()))
 			wantStatus(t, m, Status{Version: m.latest, Latest: m.latest})
-			want := "applications sessions"
+			want := "applications arrivals moves servers sessions"
 			if unlogged {
-				want = "applications sessions(unlogged)"
+				want = "applications arrivals moves servers sessions(unlogged)"
 			}
 			wantPostgresTables(t, db, want)
 			var options string
@@ -152,6 +152,6 @@ func TestPostgresManyMigratorsAtOnce(t *testing.T) {
 		wg.Wait()
 		m, db, _ := mustPostgres(t, url, false, postgresFiles, "postgres")
 		wantStatus(t, m, Status{Version: m.latest, Latest: m.latest})
-		wantPostgresTables(t, db, "applications sessions")
+		wantPostgresTables(t, db, "applications arrivals moves servers sessions")
 	}
 }

@@ -13,22 +13,23 @@ import (
 const maxApplications = 10000
 
 // findApplicationSQL: $1 SHA-256 of the name.
-const findApplicationSQL = `SELECT app_id, last_use < now() - interval '1 hour' FROM applications WHERE name_hash = $1`
+const findApplicationSQL = `SELECT ` + leftSQL + `, a.app_id, a.last_use < now() - interval '1 hour'
+FROM (SELECT) one LEFT JOIN applications a ON a.name_hash = $1`
 
 // useApplicationSQL: $1 application number.
-const useApplicationSQL = `UPDATE applications SET last_use = now() WHERE app_id = $1::int4`
+const useApplicationSQL = `WITH ` + fence + ` UPDATE applications SET last_use = now() WHERE app_id = $1::int4 AND NOT (SELECT moved FROM fence)`
 
 // registerApplicationSQL: $1 wanted number, $2 SHA-256 of the name, $3 the name. It answers whether the name was
-// registered, whether the number is taken, and how many names there are.
+// registered, whether the number is taken, how many names there are, and whether the store was left.
 const registerApplicationSQL = `
-WITH counted AS MATERIALIZED (
+WITH ` + fence + `, counted AS MATERIALIZED (
     SELECT count(*) AS names, count(*) FILTER (WHERE app_id = $1::int4) AS taken FROM applications
 ), registered AS (
     INSERT INTO applications (app_id, name_hash, app_name, last_use)
-    SELECT $1::int4, $2::bytea, $3::bytea, now() FROM counted WHERE names < 10000 AND taken = 0
+    SELECT $1::int4, $2::bytea, $3::bytea, now() FROM counted, fence WHERE names < 10000 AND taken = 0 AND NOT moved
     ON CONFLICT DO NOTHING RETURNING 1
 )
-SELECT (SELECT count(*) FROM registered), taken, names FROM counted`
+SELECT (SELECT count(*) FROM registered), taken, names, moved FROM counted, fence`
 
 // Application implements backends.Store. There is room for 10,000 names; servers that register
 // at the same moment may pass that by a few. A name is forgotten by DeleteExpired when it has no sessions and was not asked for
@@ -44,15 +45,18 @@ func application(ctx context.Context, c *conn, name string, create bool) (backen
 	hash := sha256.Sum256([]byte(name))
 	id := backends.HashAppID(name)
 	for {
-		found, stale := false, false
+		var moved, found, stale bool
 		err := c.query(ctx, findApplicationSQL, [][]byte{hash[:]}, func(row [][]byte) {
-			found, stale = true, row[1][0] == 1
-			id = backends.AppID(int4(row[0]))
+			if moved, found = row[0][0] == 1, row[1] != nil; found {
+				id, stale = backends.AppID(int4(row[1])), row[2][0] == 1
+			}
 		})
 		number := binary.BigEndian.AppendUint32(nil, uint32(id))
 		switch {
 		case err != nil:
 			return 0, err
+		case moved:
+			return 0, backends.ErrMoved
 		case stale:
 			return id, c.query(ctx, useApplicationSQL, [][]byte{number}, func([][]byte) {})
 		case found:
@@ -62,11 +66,13 @@ func application(ctx context.Context, c *conn, name string, create bool) (backen
 		}
 		var registered, taken, names int64
 		err = c.query(ctx, registerApplicationSQL, [][]byte{number, hash[:], []byte(name)}, func(row [][]byte) {
-			registered, taken, names = int8(row[0]), int8(row[1]), int8(row[2])
+			registered, taken, names, moved = int8(row[0]), int8(row[1]), int8(row[2]), row[3][0] == 1
 		})
 		switch {
 		case err != nil:
 			return 0, err
+		case moved:
+			return 0, backends.ErrMoved
 		case registered == 1:
 			return id, nil
 		case taken == 0 && names >= maxApplications:

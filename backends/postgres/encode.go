@@ -20,28 +20,37 @@ func array(oid uint32, n, room int) []byte {
 	return binary.BigEndian.AppendUint32(b, 1) // the first index
 }
 
-func int4s(calls []*call, of func(*call) int32) []byte {
-	b := array(pgtype.Int4OID, len(calls), 8*len(calls))
-	for _, c := range calls {
+func int4s[T any](all []*T, of func(*T) int32) []byte {
+	b := array(pgtype.Int4OID, len(all), 8*len(all))
+	for _, c := range all {
 		b = binary.BigEndian.AppendUint32(b, 4)
 		b = binary.BigEndian.AppendUint32(b, uint32(of(c)))
 	}
 	return b
 }
 
-func int8s(calls []*call, of func(*call) int64) []byte {
-	b := array(pgtype.Int8OID, len(calls), 12*len(calls))
-	for _, c := range calls {
+func int8s[T any](all []*T, of func(*T) int64) []byte {
+	b := array(pgtype.Int8OID, len(all), 12*len(all))
+	for _, c := range all {
 		b = binary.BigEndian.AppendUint32(b, 8)
 		b = binary.BigEndian.AppendUint64(b, uint64(of(c)))
 	}
 	return b
 }
 
-// byteas appends what of appends for each call.
-func byteas(calls []*call, room int, of func([]byte, *call) []byte) []byte {
-	b := array(pgtype.ByteaOID, len(calls), room+4*len(calls))
-	for _, c := range calls {
+func timestamps[T any](all []*T, of func(*T) time.Time) []byte {
+	b := array(pgtype.TimestamptzOID, len(all), 12*len(all))
+	for _, c := range all {
+		b = binary.BigEndian.AppendUint32(b, 8)
+		b = append(b, timestamp(of(c))...)
+	}
+	return b
+}
+
+// byteas appends what of appends for each.
+func byteas[T any](all []*T, room int, of func([]byte, *T) []byte) []byte {
+	b := array(pgtype.ByteaOID, len(all), room+4*len(all))
+	for _, c := range all {
 		at := len(b)
 		b = of(append(b, 0, 0, 0, 0), c)
 		binary.BigEndian.PutUint32(b[at:], uint32(len(b)-at-4))

@@ -45,7 +45,7 @@ func remedy(err *pgconn.PgError) (remedy string, permanent bool) {
 	case "42P01", "42703", "3F000": // undefined table or column; no schema of the search_path exists
 		return "run: aspstate migrate up", true
 	case "42501":
-		return "the role needs: GRANT SELECT, INSERT, UPDATE, DELETE ON applications, sessions", true
+		return "the role needs: GRANT SELECT, INSERT, UPDATE, DELETE ON applications, sessions, moves, arrivals, servers", true
 	case "3D000":
 		return "create the database", true
 	case "42P05", "42602", "26000", "08P01":

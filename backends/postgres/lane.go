@@ -41,6 +41,12 @@ type call struct {
 	mark    bool
 	data    []byte
 
+	move     string // of an Import
+	sessions []backends.Session
+	taken    int
+	refusal  error
+	session  *backends.Session // that Inspect found
+
 	state  atomic.Int32
 	done   chan struct{}
 	answer answer
@@ -57,6 +63,15 @@ type answer struct {
 	timeout int64
 	marked  bool
 	item    []byte
+}
+
+// size is how large the call makes its statement.
+func (c *call) size() int {
+	size := len(c.data)
+	for i := range c.sessions {
+		size += len(c.sessions[i].Data)
+	}
+	return size
 }
 
 // finish gives the call to its caller, and reports whether the caller was still there.
@@ -157,14 +172,14 @@ func (w *worker) gather() {
 	full := func() bool { return len(w.batch) >= maxBatch || size >= maxBatchBytes || w.batch[0].run != nil }
 	take := func(c *call) (taken bool) {
 		if len(w.batch) > 0 {
-			if _, twice := w.keys[c.key]; twice || full() || c.run != nil {
+			if _, twice := w.keys[c.key]; twice || full() || c.run != nil || c.move != w.batch[0].move {
 				return false
 			}
 		}
 		if c.state.CompareAndSwap(waiting, sent) {
 			w.keys[c.key] = struct{}{}
 			w.batch = append(w.batch, c)
-			size += len(c.data)
+			size += c.size()
 		}
 		return true
 	}
@@ -247,7 +262,7 @@ func deadline(batch []*call) time.Time {
 func patienceWith(batch []*call) time.Duration {
 	size := 0
 	for _, c := range batch {
-		size += len(c.data)
+		size += c.size()
 	}
 	return min(patience+time.Duration(size>>20)*400*time.Millisecond, 4*patience)
 }

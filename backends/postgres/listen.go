@@ -18,35 +18,46 @@ import (
 var _ backends.Shared = (*Store)(nil)
 
 // expectSQL marks a locked session, so that the statement that unlocks it tells of that. Nobody waits for
-// its commit to reach the disk. $1 application number, $2 session ID.
+// its commit to reach the disk. $1 application number, $2 session ID. It answers how many sessions it marked and whether the
+// store was left.
 const expectSQL = `
+WITH ` + fence + `, marked AS (
 UPDATE sessions SET flags = flags | 2
 WHERE app_id = $1::int4 AND session_id = $2::bytea AND locked AND expires >= clock_timestamp()
+  AND NOT (SELECT moved FROM fence)
   AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL
-RETURNING 1`
+RETURNING 1)
+SELECT (SELECT count(*) FROM marked), moved FROM fence`
 
 // Expect implements backends.Shared.
 func (s *Store) Expect(ctx context.Context, key backends.Key) (locked bool, err error) {
 	return run(ctx, s, "expect", func(ctx context.Context, c *conn) (locked bool, err error) {
 		params := [][]byte{binary.BigEndian.AppendUint32(nil, uint32(key.App)), []byte(key.ID)}
-		err = c.query(ctx, expectSQL, params, func([][]byte) { locked = true })
+		moved := false
+		err = c.query(ctx, expectSQL, params, func(row [][]byte) { locked, moved = int8(row[0]) > 0, row[1][0] == 1 })
+		if err == nil && moved {
+			err = backends.ErrMoved
+		}
 		return locked, err
 	})
 }
 
-// greeting is what a listener sends to itself.
-const greeting = "greeting"
+const (
+	greeting = "greeting" // what a listener sends to itself
+	farewell = "moved"    // and what Leave sends to all
+)
 
 // Listen implements backends.Shared, over a connection of its own. A pooler with pool_mode=transaction takes the
 // LISTEN and delivers nothing, which a greeting through another connection shows.
 func (s *Store) Listen(ctx context.Context, ready func(), released func(backends.Key)) error {
-	greeted := false
+	greeted, moved := false, false
 	config := s.db.config.Copy()
 	config.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) {
 		if key, ok := parseKey(n.Payload); ok {
 			released(key)
 		}
 		greeted = greeted || n.Payload == greeting
+		moved = moved || n.Payload == farewell
 	}
 	pg, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
@@ -73,8 +84,18 @@ func (s *Store) Listen(ctx context.Context, ready func(), released func(backends
 			return fmt.Errorf("postgres: listen: %w", err)
 		}
 	}
-	ready()
+	away, _, err := s.Moves(ctx) // a farewell before LISTEN was not heard
+	if err != nil {
+		return err
+	}
+	moved = moved || away.Stage >= backends.Moving
+	if !moved {
+		ready()
+	}
 	for {
+		if moved {
+			return fmt.Errorf("postgres: listen: %w", backends.ErrMoved)
+		}
 		if err := pg.WaitForNotification(ctx); err != nil {
 			return fmt.Errorf("postgres: listen: %w", err)
 		}

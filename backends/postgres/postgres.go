@@ -21,7 +21,10 @@ const (
 	startWait = time.Minute
 )
 
-var _ backends.Store = (*Store)(nil)
+var (
+	_ backends.Store         = (*Store)(nil)
+	_ backends.SharedMovable = (*Store)(nil)
+)
 
 // Store keeps sessions in PostgreSQL. Make one with Open.
 type Store struct {
@@ -31,6 +34,8 @@ type Store struct {
 	touches *lane // what changes a row and not its item
 	sets    *lane
 	rest    *lane // large items, applications, sweeping
+	looks   *lane // Inspect and List by key, moves and servers
+	imports *lane // Import, and steps of moves
 
 	mu      sync.RWMutex // for closed, against calls.Wait
 	closed  bool
@@ -47,7 +52,8 @@ type Store struct {
 
 // Open connects to the database and returns its store. The connection string is a PostgreSQL URL or keywords, as
 // pgx takes them: several hosts, search_path, connect_timeout (2 s a host) and so on. pool_max_conns (4) is the number of
-// connections: one for locks, one for writes, the others for reads and all else. A database that is starting is waited for, up to a
+// connections: one for locks, one for writes, the others for reads and all else; while somebody looks into the store or sessions
+// move there are two or three more. A database that is starting is waited for, up to a
 // minute or the end of ctx. An error that is backends.ErrPermanent needs the operator: its text says what to do.
 func Open(ctx context.Context, connectionString string, log *slog.Logger) (*Store, error) {
 	db, connections, err := parse(connectionString, log)
@@ -63,6 +69,8 @@ func Open(ctx context.Context, connectionString string, log *slog.Logger) (*Stor
 		touches: newLane(execTouch),
 		sets:    newLane(execSet),
 		rest:    newLane(execRun),
+		looks:   newLane(execInspect),
+		imports: newLane(execImport),
 		stop:    make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -74,6 +82,8 @@ func Open(ctx context.Context, connectionString string, log *slog.Logger) (*Stor
 	s.start(s.touches, 1)
 	s.start(s.sets, 1)
 	s.start(s.rest, rest)
+	s.start(s.looks, 1) // connects when it is needed, as all do
+	s.start(s.imports, 1)
 	s.start(s.reads, connections-2-rest)
 	return s, nil
 }
@@ -90,7 +100,8 @@ func (s *Store) start(l *lane, workers int) {
 }
 
 // schemaSQL fails where the schema or a right is missing.
-const schemaSQL = `SELECT FROM sessions s, applications a WHERE s.recent IS NULL AND a.name_hash IS NULL LIMIT 0`
+const schemaSQL = `SELECT FROM sessions s, applications a, moves m, arrivals r, servers v
+WHERE s.recent IS NULL AND a.name_hash IS NULL AND m.stage IS NULL AND r.app_id IS NULL AND v.seen IS NULL LIMIT 0`
 
 // wait returns when the database answers.
 func (db *database) wait(ctx context.Context) error {
@@ -126,13 +137,9 @@ func (s *Store) do(l *lane, c *call) error {
 	if c.ctx.Err() != nil {
 		return notSent(c.ctx)
 	}
-	s.mu.RLock()
-	if s.closed {
-		s.mu.RUnlock()
-		return fmt.Errorf("%w: %w", errClosed, backends.ErrNotApplied)
+	if err := s.begin(); err != nil {
+		return err
 	}
-	s.calls.Add(1)
-	s.mu.RUnlock()
 	defer s.calls.Done()
 
 	c.done = make(chan struct{})
@@ -160,6 +167,17 @@ func (s *Store) do(l *lane, c *call) error {
 	return c.err
 }
 
+// begin counts a call that is under way.
+func (s *Store) begin() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return fmt.Errorf("%w: %w", errClosed, backends.ErrNotApplied)
+	}
+	s.calls.Add(1)
+	return nil
+}
+
 // Ping implements backends.Store.
 func (s *Store) Ping(ctx context.Context) error {
 	_, err := run(ctx, s, "ping", func(ctx context.Context, c *conn) (struct{}, error) {
@@ -170,8 +188,13 @@ func (s *Store) Ping(ctx context.Context) error {
 
 // run runs f on a connection of the rest. Where it ends before f does, f's result is dropped.
 func run[T any](ctx context.Context, s *Store, what string, f func(context.Context, *conn) (T, error)) (T, error) {
+	return runIn(ctx, s, s.rest, what, f)
+}
+
+// runIn is run in another lane.
+func runIn[T any](ctx context.Context, s *Store, l *lane, what string, f func(context.Context, *conn) (T, error)) (T, error) {
 	result := new(T)
-	err := s.do(s.rest, &call{ctx: ctx, run: func(ctx context.Context, w *worker) (err error) {
+	err := s.do(l, &call{ctx: ctx, run: func(ctx context.Context, w *worker) (err error) {
 		*result, err = f(ctx, w.conn)
 		return err
 	}})

@@ -59,7 +59,8 @@ func open(tb testing.TB, url string) *Store {
 func fixture(tb testing.TB, url string) backendtest.Fixture {
 	tb.Helper()
 	db := connectTo(tb, url)
-	return backendtest.Fixture{Store: open(tb, url), Backdate: func(t testing.TB, key backends.Key, d time.Duration) {
+	beside := func(tb testing.TB) backends.Store { return open(tb, url) }
+	return backendtest.Fixture{Store: open(tb, url), Beside: beside, Backdate: func(t testing.TB, key backends.Key, d time.Duration) {
 		t.Helper()
 		tag, err := db.Exec(context.Background(), `UPDATE sessions SET created = created - $3 * interval '1 microsecond', expires = expires - $3 * interval '1 microsecond',
 			lock_date = lock_date - $3 * interval '1 microsecond', sweep_at = sweep_at - $3 * interval '1 microsecond'

@@ -53,6 +53,9 @@ func (s *Store) read(ctx context.Context, what string, key backends.Key, tok bac
 		if err := s.do(s.reads, c); err != nil {
 			return backends.Item{}, false, fmt.Errorf("postgres: %s: %w", what, err)
 		}
+		if c.answer.act == actAgain {
+			continue
+		}
 		if c.answer.act != actTouch {
 			return c.result(false)
 		}
@@ -127,6 +130,8 @@ func (c *call) result(mark bool) (backends.Item, bool, error) {
 		return backends.Item{}, false, backends.ErrConflict
 	case actExists:
 		return backends.Item{}, false, backends.ErrExists
+	case actMoved:
+		return backends.Item{}, false, backends.ErrMoved
 	case actRepeated:
 		if a.found != nil {
 			a.cookie = backends.Cookie(int4(a.found[33:37])) // the first try's lock
@@ -153,7 +158,7 @@ func (w *worker) entry(b []byte, c *call) []byte {
 }
 
 func execRead(ctx context.Context, w *worker, batch []*call) error {
-	return w.query(ctx, readSQL, actMissing, batch, keyParams(batch,
+	return w.query(ctx, readSQL, batch, keyParams(batch,
 		int4s(batch, func(c *call) int32 { return c.op }),
 		byteas(batch, 16*len(batch), func(b []byte, c *call) []byte { return append(b, c.token[:]...) }),
 	))
@@ -185,7 +190,7 @@ func (w *worker) write(ctx context.Context, sql string, batch []*call, params []
 	if w.store.noNotify.Load() {
 		sql = strings.ReplaceAll(sql, notify, "NULL")
 	}
-	err := w.query(ctx, sql, actAgain, batch, params)
+	err := w.query(ctx, sql, batch, params)
 	if isCode(err, "42883") && w.store.noNotify.CompareAndSwap(false, true) { // no such function
 		return w.write(ctx, sql, batch, params)
 	}
@@ -220,10 +225,10 @@ func (w *worker) writeParams(batch []*call) [][]byte {
 
 var errRow = errors.New("the database answered with a row that makes no sense")
 
-// query runs a statement and gives its rows to the calls of the batch. A call without a row is answered with absent.
-func (w *worker) query(ctx context.Context, sql string, absent int32, batch []*call, params [][]byte) error {
+// query runs a statement and gives its rows to the calls of the batch. A call without a row is answered with again.
+func (w *worker) query(ctx context.Context, sql string, batch []*call, params [][]byte) error {
 	for _, c := range batch {
-		c.answer = answer{act: absent}
+		c.answer = answer{act: actAgain}
 	}
 	var bad error
 	err := w.conn.query(ctx, sql, params, func(row [][]byte) {

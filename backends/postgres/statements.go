@@ -10,7 +10,8 @@ package postgres
 //   - updated writes, and the rest is answered from judged.
 //
 // A row that somebody inserted or unlocked meanwhile is not visible to the statement. Its request is
-// answered with again, and goes into the next batch.
+// answered with again, and goes into the next batch. In a store that was left (fence) nothing is written, and only what
+// was applied before is answered.
 //
 // Parameters: $1 application numbers, $2 session IDs, $3 operations or conditions, $4 lock cookies, $5 entries
 // for recent, $6 the stream, $7 what is too old for recent, $8 the statement's deadline, $9 the lock timeout.
@@ -27,6 +28,7 @@ const (
 	actRepeated = 7 // an earlier try did it
 	actCreated  = 8
 	actTouch    = 9 // there is something to write: run touchSQL
+	actMoved    = 10
 )
 
 // Operations of touchSQL and readSQL. Up to opGetExclusive a locked session refuses them; up to opRelease they
@@ -40,23 +42,33 @@ const (
 	opResetTimeout   = 6
 )
 
+// leftSQL is whether the store was left.
+const leftSQL = `EXISTS (SELECT FROM moves WHERE away AND stage >= 2)`
+
+// fence begins the statements that write. Besides leftSQL it takes the lock on the table (ROW SHARE, and for want of a row no
+// other) that the steps of a move exclude. A statement that was held up by a step looks at the table after
+// that: its snapshot is taken when it has its locks.
+const fence = `fence AS MATERIALIZED (SELECT EXISTS (SELECT FROM moves WHERE away AND stage >= 2 FOR KEY SHARE) AS moved)`
+
 // readSQL answers Get and ResetTimeout from a snapshot, unless there is something to write, or the session seems to have
-// expired: another statement may have renewed it and not be committed yet. A missing session has no row.
+// expired: another statement may have renewed it and not be committed yet. The server plans it anew each time, so it is short.
 const readSQL = `
 SELECT i.n,
-       CASE WHEN s.expires < s.now OR s.expires < s.expires_due AND s.timeout <> 0
+       CASE WHEN ` + leftSQL + ` THEN CASE WHEN i.op = 1 AND position(i.token IN s.recent) > 0 THEN 9 ELSE 10 END
+            WHEN s.now IS NULL THEN 1
+            WHEN s.expires < s.now OR s.expires < s.expires_due AND s.timeout <> 0
               OR i.op = 1 AND (s.flags & 1 = 1 OR position(i.token IN s.recent) > 0) THEN 9
             WHEN i.op = 1 AND s.locked THEN 2
             ELSE 0 END AS act,
-       s.now, NULL::bytea AS found, s.lock_cookie, s.lock_date, s.timeout, false AS marked,
+       coalesce(s.now, clock_timestamp()), NULL::bytea AS found, s.lock_cookie, s.lock_date, s.timeout, false AS marked,
        CASE WHEN i.op = 1 AND NOT s.locked THEN s.item END AS item
 FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::bytea[]) WITH ORDINALITY AS i (app_id, session_id, op, token, n)
-CROSS JOIN LATERAL (
+LEFT JOIN LATERAL (
     SELECT s.*, clock_timestamp() AS now, clock_timestamp() + s.timeout * interval '1 millisecond' AS expires_due
     FROM sessions s
     WHERE s.app_id = i.app_id AND s.session_id = i.session_id
     OFFSET 0
-) s`
+) s ON true`
 
 // foundEntry are the columns found, the entry of an earlier try, and own, where this stream's entry has its stream.
 const foundEntry = `
@@ -87,7 +99,7 @@ const channel = `'aspstate_' || 'sessions'::regclass::oid`
 
 // touchSQL locks, releases, removes, renews and clears marks. It leaves items alone, wherever they are stored.
 const touchSQL = `
-WITH input AS MATERIALIZED (
+WITH ` + fence + `, input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::int4[], $5::bytea[])
         WITH ORDINALITY AS i (app_id, session_id, op, given, entry, n)
 ), held AS MATERIALIZED (
@@ -101,16 +113,17 @@ WITH input AS MATERIALIZED (
     ORDER BY s.app_id, s.session_id
     FOR UPDATE OF s
 ), sighted AS (
-    SELECT timed.*, expires >= now AS alive,
-        expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
-        expires >= now AND op <= 3 AND flags & 1 = 1 AS clears,
+    SELECT timed.*, moved, expires >= now AS alive,
+        NOT moved AND expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
+        NOT moved AND expires >= now AND op <= 3 AND flags & 1 = 1 AS clears,
         coalesce(substr(found, 33, 1) = '\x01', false) AS repeats_mark
-    FROM (SELECT held.*, clock_timestamp() AS now FROM held OFFSET 0) AS timed
+    FROM (SELECT held.*, clock_timestamp() AS now FROM held OFFSET 0) AS timed CROSS JOIN fence
 ), judged AS MATERIALIZED (
     SELECT sighted.*, CASE
         WHEN now >= $8::timestamptz THEN 5
         WHEN op = 2 AND alive AND substr(found, 34, 4) <> '\x00000000' THEN 7
         WHEN op IN (3, 4, 5) AND found IS NOT NULL THEN 7
+        WHEN moved AND (found IS NULL OR NOT alive OR op = 2 AND NOT locked) THEN 10
         WHEN NOT alive THEN 1
         WHEN locked AND op <= 2 THEN 2
         WHEN locked AND op <= 5 AND given <> lock_cookie THEN 2
@@ -118,7 +131,7 @@ WITH input AS MATERIALIZED (
         ELSE 0 END AS act
     FROM sighted
 ), recorded AS (
-    SELECT judged.*, act <> 5 AND (clears OR act = 7 OR op <= 2 AND repeats_mark
+    SELECT judged.*, act <> 5 AND NOT moved AND (clears OR act = 7 OR op <= 2 AND repeats_mark
         OR act = 0 AND (op IN (2, 4, 5) OR op = 3 AND locked)) AS records,
         act = 0 AND op IN (3, 4, 5) AND locked AS frees
     FROM judged
@@ -149,22 +162,24 @@ WITH input AS MATERIALIZED (
 )
 SELECT * FROM updated
 UNION ALL
-SELECT n, CASE WHEN act = 0 AND op = 1 THEN 6 ELSE act END, now, found, lock_cookie, lock_date, timeout, repeats_mark, NULL, NULL
-FROM ruled
+SELECT n, CASE WHEN act = 0 AND op = 1 AND NOT moved THEN 6 ELSE act END, now, found, lock_cookie, lock_date, timeout, repeats_mark,
+    CASE WHEN moved AND op <= 2 AND act IN (0, 7) THEN (SELECT s.item FROM sessions s WHERE s.app_id = r.app_id AND s.session_id = r.session_id) END, NULL
+FROM ruled r
 WHERE NOT writes
 UNION ALL
 SELECT i.n, CASE
+        WHEN f.moved THEN 10
         WHEN s.app_id IS NULL THEN 1
         WHEN s.expires < clock_timestamp() THEN 6 -- as of the snapshot: it may have been renewed while this waited for other rows
         WHEN i.op <= 2 AND s.locked THEN 2
         ELSE 6 END,
     clock_timestamp(), NULL, s.lock_cookie, s.lock_date, s.timeout, false, NULL, NULL
-FROM input i LEFT JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
+FROM fence f CROSS JOIN input i LEFT JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
 WHERE NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)`
 
 // setSQL stores items ($10 data, $11 timeouts, $12 marks).
 const setSQL = `
-WITH input AS MATERIALIZED (
+WITH ` + fence + `, input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::int4[], $5::bytea[], $11::int8[], $12::int4[])
         WITH ORDINALITY AS i (app_id, session_id, cond, given, entry, new_timeout, mark, n)
 ), held AS MATERIALIZED (
@@ -175,15 +190,16 @@ WITH input AS MATERIALIZED (
     ORDER BY s.app_id, s.session_id
     FOR UPDATE OF s
 ), sighted AS (
-    SELECT timed.*, expires >= now AS alive,
-        expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
+    SELECT timed.*, moved, expires >= now AS alive,
+        NOT moved AND expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
         CASE WHEN new_timeout = 0 THEN 'infinity'
             ELSE now + (new_timeout + greatest(0, least(new_timeout / 20, 60000))) * interval '1 millisecond' END AS new_expires
-    FROM (SELECT held.*, clock_timestamp() AS now FROM held OFFSET 0) AS timed
+    FROM (SELECT held.*, clock_timestamp() AS now FROM held OFFSET 0) AS timed CROSS JOIN fence
 ), judged AS MATERIALIZED (
     SELECT sighted.*, CASE
         WHEN now >= $8::timestamptz THEN 5
         WHEN found IS NOT NULL THEN 7
+        WHEN moved THEN 10
         WHEN NOT alive THEN CASE WHEN cond = 1 THEN 1 ELSE 8 END
         WHEN cond = 2 THEN 4
         WHEN locked AND given <> lock_cookie THEN 2
@@ -217,8 +233,8 @@ WITH input AS MATERIALIZED (
         SELECT t.*, CASE WHEN t.new_timeout = 0 THEN 'infinity'
             ELSE t.now + (t.new_timeout + greatest(0, least(t.new_timeout / 20, 60000))) * interval '1 millisecond' END AS new_expires
         FROM (
-            SELECT i.*, clock_timestamp() AS now FROM input i
-            WHERE i.cond <> 1 AND NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)
+            SELECT i.*, clock_timestamp() AS now FROM input i CROSS JOIN fence f
+            WHERE NOT f.moved AND i.cond <> 1 AND NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)
             ORDER BY i.app_id, i.session_id
             OFFSET 0
         ) t
@@ -233,6 +249,6 @@ UNION ALL
 SELECT j.n, j.act, j.now, NULL, j.lock_cookie, j.lock_date, j.timeout, false, NULL, NULL
 FROM judged j WHERE j.act NOT IN (0, 8)
 UNION ALL
-SELECT i.n, CASE WHEN x.app_id IS NOT NULL THEN 8 WHEN i.cond = 1 THEN 1 ELSE 6 END, clock_timestamp(), NULL, NULL, NULL, NULL, false, NULL, NULL
-FROM input i LEFT JOIN inserted x ON x.app_id = i.app_id AND x.session_id = i.session_id
+SELECT i.n, CASE WHEN x.app_id IS NOT NULL THEN 8 WHEN f.moved THEN 10 WHEN i.cond = 1 THEN 1 ELSE 6 END, clock_timestamp(), NULL, NULL, NULL, NULL, false, NULL, NULL
+FROM fence f CROSS JOIN input i LEFT JOIN inserted x ON x.app_id = i.app_id AND x.session_id = i.session_id
 WHERE NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)`

@@ -3,6 +3,9 @@ package postgres
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
+
+	"aspstate/backends"
 )
 
 // portion is how many rows one statement of DeleteExpired looks at: few, so that it holds their locks for milliseconds.
@@ -16,26 +19,26 @@ const sweepLock = "1936157043" // "sweep" as far as it fits
 // $1 how many, $2 whether to take the advisory lock. It answers how many rows it looked at, and how many sessions it deleted. Rows that
 // a request holds are left for the next time. now() is before the rows are locked, and so on the safe side.
 const sweepSQL = `
-WITH due AS MATERIALIZED (
+WITH ` + fence + `, due AS MATERIALIZED (
     SELECT app_id, session_id, expires, expires < now() AS expired FROM sessions
-    WHERE sweep_at < now() AND (SELECT CASE WHEN $2::bool THEN pg_try_advisory_xact_lock(` + sweepLock + `, 'sessions'::regclass::oid::int4) ELSE true END)
+    WHERE sweep_at < now() AND NOT (SELECT moved FROM fence) AND (SELECT CASE WHEN $2::bool THEN pg_try_advisory_xact_lock(` + sweepLock + `, 'sessions'::regclass::oid::int4) ELSE true END)
     ORDER BY sweep_at LIMIT $1::int4
     FOR UPDATE SKIP LOCKED
 ), deleted AS (
     DELETE FROM sessions s USING due d WHERE s.app_id = d.app_id AND s.session_id = d.session_id AND d.expired
     RETURNING d.expires > '-infinity' AS session
-), moved AS (
+), later AS (
     UPDATE sessions s SET sweep_at = d.expires FROM due d
     WHERE s.app_id = d.app_id AND s.session_id = d.session_id AND NOT d.expired
     RETURNING 1
 )
-SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM deleted WHERE session), (SELECT count(*) FROM moved)`
+SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM deleted WHERE session), (SELECT count(*) FROM later), moved FROM fence`
 
 // forgetSQL deletes names that nobody needs. Those that have sessions are not looked at for another day.
 const forgetSQL = `
-WITH old AS MATERIALIZED (
+WITH ` + fence + `, old AS MATERIALIZED (
     SELECT app_id, EXISTS (SELECT FROM sessions s WHERE s.app_id = a.app_id) AS used FROM applications a
-    WHERE last_use < now() - interval '24 hours' ORDER BY app_id LIMIT 100 FOR UPDATE SKIP LOCKED
+    WHERE last_use < now() - interval '24 hours' AND NOT (SELECT moved FROM fence) ORDER BY app_id LIMIT 100 FOR UPDATE SKIP LOCKED
 ), kept AS (
     UPDATE applications a SET last_use = now() FROM old WHERE a.app_id = old.app_id AND old.used RETURNING 1
 )
@@ -49,6 +52,9 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 		ask := min(portion, limit-deleted)
 		swept, err := run(ctx, s, "delete expired", func(ctx context.Context, c *conn) (swept, error) { return s.sweep(ctx, c, ask) })
 		deleted += swept.sessions
+		if err == nil && swept.moved {
+			err = fmt.Errorf("postgres: delete expired: %w", backends.ErrMoved)
+		}
 		if err != nil {
 			return deleted, err
 		}
@@ -63,7 +69,10 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 }
 
 // swept is what one portion came to.
-type swept struct{ rows, sessions int }
+type swept struct {
+	rows, sessions int
+	moved          bool
+}
 
 func (s *Store) sweep(ctx context.Context, c *conn, ask int) (did swept, err error) {
 	advisory := []byte{1}
@@ -71,7 +80,7 @@ func (s *Store) sweep(ctx context.Context, c *conn, ask int) (did swept, err err
 		advisory[0] = 0
 	}
 	err = c.query(ctx, sweepSQL, [][]byte{binary.BigEndian.AppendUint32(nil, uint32(ask)), advisory}, func(row [][]byte) {
-		did = swept{int(int8(row[0])), int(int8(row[1]))}
+		did = swept{int(int8(row[0])), int(int8(row[1])), row[3][0] == 1}
 	})
 	if isCode(err, "0A000") && s.noAdvisory.CompareAndSwap(false, true) {
 		return s.sweep(ctx, c, ask) // without it, servers that sweep at once skip each other's rows

@@ -1,0 +1,3 @@
+DROP TABLE servers;
+DROP TABLE arrivals;
+DROP TABLE moves;
