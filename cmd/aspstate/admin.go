@@ -62,7 +62,7 @@ func (p *process) Facts() admin.Facts {
 	c := p.config
 	p.mu.Unlock()
 	f := admin.Facts{
-		Version: programVersion(), Mode: string(c.Mode), Listen: c.Listen,
+		Version: programVersion(), Mode: string(c.Mode), Listen: p.addresses,
 		LockWait: c.LockWait, RequestBudget: c.RequestBudget,
 	}
 	where := c.SQLConnectionString.String()

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -56,6 +57,7 @@ func serve(ctx context.Context, load func() (*config.Config, error), environ []s
 	level := new(slog.LevelVar)
 	level.Set(c.Log.Level)
 	p := &process{load: load, environ: environ, config: c, level: level, log: newLogger(stderr, c.Log.Format, level)}
+	p.systemd = newNotifier(environ, p.log)
 
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // the last never comes on Windows
@@ -103,6 +105,7 @@ type process struct {
 	applied atomic.Pointer[config.Config] // config, for who must not wait for mu
 	level   *slog.LevelVar
 	log     *slog.Logger
+	systemd notifier
 
 	sessions *server.Sessions
 	front    *stateserver.Server
@@ -110,6 +113,8 @@ type process struct {
 	sweeper  *server.Sweeper
 	sampler  *server.Sampler
 	admin    *admin.Server // nil for none
+
+	addresses []string // where it listens for web servers
 }
 
 // run serves until ctx ends, and reads the settings again whenever reload says so.
@@ -139,10 +144,14 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	p.sampler = &server.Sampler{Sessions: p.sessions, Log: p.log}
 	p.apply(nil)
 
-	listeners, err := listen(ctx, p.config.Listen)
+	listeners, err := inherited(p.environ)
+	if err == nil && len(listeners) == 0 {
+		listeners, err = listen(ctx, p.config.Listen)
+	}
 	if err != nil {
 		return err
 	}
+	p.addresses = addressesOf(listeners)
 	var background sync.WaitGroup
 	work, endWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer background.Wait()
@@ -163,6 +172,8 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 		p.log.Info("serving", "address", ln.Addr().String(), "mode", string(p.config.Mode), "version", programVersion())
 	}
 	p.sayReady(stdout, listeners, says(place))
+	p.systemd.tell("READY=1", "STATUS=serving on "+strings.Join(p.addresses, ", "))
+	background.Go(func() { p.systemd.watch(work, p.alive) })
 
 	for {
 		select {
@@ -174,6 +185,7 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 		}
 		break
 	}
+	p.systemd.tell("STOPPING=1", "STATUS=answering the requests under way")
 	p.drain(work)
 	return err
 }
@@ -209,6 +221,8 @@ func frontSettings(l config.Limits) stateserver.Settings {
 func (p *process) Reload() (applied, restart []string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.systemd.tell("RELOADING=1")
+	defer p.systemd.tell("READY=1")
 	next, err := p.load()
 	if err != nil {
 		p.log.Error("the settings have faults, those in force stay", "error", explain(err))
@@ -267,6 +281,13 @@ func listen(ctx context.Context, addresses []string) ([]net.Listener, error) {
 		listeners = append(listeners, ln)
 	}
 	return listeners, nil
+}
+
+func addressesOf(listeners []net.Listener) (addresses []string) {
+	for _, ln := range listeners {
+		addresses = append(addresses, ln.Addr().String())
+	}
+	return addresses
 }
 
 // sayReady prints what to paste into web.config, and where sessions are kept.
