@@ -251,12 +251,19 @@ func show(s session, values bool) object {
 	}
 	graph := entry("Cart", "System.Collections.Generic.List<Shop.Line>", 1890, "")
 	graph["graph"] = true
+	items := []object{
+		entry("UserName", "System.String", 10, "ed@example.org"), graph, entry("Visits", "System.Int32", 5, "44"),
+		entry("Note"+hostile, "System.String", 52, hostile), entry("LastSeen", "System.DateTime", 9, "2026-11-22T16:00:00.5"), entry("Discount", "null", 1, ""),
+	}
+	if s.ID == hostile {
+		items = append(items, entry("Essay", "System.String", 1_000_003, strings.Repeat("no end. ", 125_000)))
+		for i := range 65_000 {
+			items = append(items, entry(fmt.Sprint("Key", i), "null", 1, ""))
+		}
+	}
 	return object{"session": s, "item": object{
 		"bytes": s.Bytes, "compressed": true, "inflated_bytes": 4 * s.Bytes,
-		"items": []object{
-			entry("UserName", "System.String", 10, "ed@example.org"), graph, entry("Visits", "System.Int32", 5, "44"),
-			entry("Note"+hostile, "System.String", 52, hostile), entry("LastSeen", "System.DateTime", 9, "2026-11-22T16:00:00.5"), entry("Discount", "null", 1, ""),
-		},
+		"items":          items,
 		"static_objects": []object{entry("Basket", "Shop.Basket", 13, "")},
 	}}
 }

@@ -323,6 +323,7 @@ $("applications").addEventListener("click", (e) => {
   if (!button) return;
   const form = $("search").elements;
   form.app.value = button.closest("tr").item.app_id;
+  form.id.value = "";
   if (form.order.value === "lock" && !button.closest("tr").item.locked) form.order.value = "size";
   list();
   $("search").scrollIntoView({ block: "nearest" });
@@ -423,16 +424,19 @@ function draw({ session: s, item, item_error: damage }, values) {
 
 function entries(title, list, values) {
   if (!list.length) return null;
-  const shown = (e) => e.value != null ? el("span", { className: "long" }, e.value) : el("span", { className: "dim" }, e.graph ? "object graph" : missing);
+  const most = 1000, longest = 20000; // more would only keep the browser busy
+  const shown = (e) => e.value == null ? el("span", { className: "dim" }, e.graph ? "object graph" : missing) :
+    el("span", { className: "long" }, e.value.length > longest ? e.value.slice(0, longest) + "…" : e.value);
   return el("div", {}, el("h3", {}, `${title} (${list.length})`), el("table", { className: "keys" },
     el("thead", {}, el("tr", {}, ...["Key", "Type", ...(values ? ["Value"] : [])].map((h) => el("th", { scope: "col" }, h)), el("th", { scope: "col", className: "n" }, "Size"))),
-    el("tbody", {}, ...list.map((e) => el("tr", {},
+    el("tbody", {}, ...list.slice(0, most).map((e) => el("tr", {},
       el("td", {}, e.null_name ? el("span", { className: "dim" }, "(null)") : e.name), el("td", { className: "type" }, breakable(e.type || "unreadable")),
-      values ? el("td", { className: "value" }, shown(e)) : null, el("td", { className: "n" }, size(e.bytes)))))));
+      values ? el("td", { className: "value" }, shown(e)) : null, el("td", { className: "n" }, size(e.bytes)))))),
+    list.length > most ? el("p", { className: "note" }, `The first ${number(most)} are shown. “aspstate sessions show” shows all.`) : null);
 }
 
 function unlock(s) {
-  confirm(s, "Unlock this session?", `The lock of ${s.id} was taken ${duration(s.lock_age_seconds)} ago (lock cookie ${s.lock_cookie}). If its page is still running, what that page writes to the session is lost.`, "Unlock", async () => {
+  confirm(s, "Unlock this session?", `The lock of ${s.id} was taken ${duration(s.lock_age_seconds)} ago (lock cookie ${s.lock_cookie}). If its page is still running, what it writes to the session may be lost.`, "Unlock", async () => {
     await change("POST", "/api/session/unlock", { app: s.app_id, id: s.id, lock_cookie: s.lock_cookie });
     toast("Unlocked.");
     await open(s);

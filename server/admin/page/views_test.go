@@ -44,7 +44,9 @@ func TestSearch(t *testing.T) {
 		t.Errorf("largest session: %q", got)
 	}
 
-	// The application's name in the table chooses it below.
+	// The application's name in the table chooses it below, whatever was looked for before.
+	b.do(chromedp.SendKeys(chromedp.CSS("input[name=id]"), "nothing"))
+	b.wait(rows + ".length === 0")
 	b.click("#applications tbody tr:nth-child(2) button")
 	b.wait(rows + ".length === 40 && document.querySelector('select[name=app]').value === '" + intranet + "'")
 
@@ -134,6 +136,10 @@ func TestHostile(t *testing.T) {
 	}
 	if n := eval[int](b, "document.querySelectorAll('img, script:not([src])').length"); n != 0 {
 		t.Errorf("%d elements came from text", n)
+	}
+	// Nor do very many keys and a very long value keep the browser busy.
+	if shown, length := eval[int](b, "document.querySelectorAll('.keys tbody tr').length"), eval[int](b, "document.querySelector('#session-body').innerText.length"); shown != 1001 || length > 100_000 {
+		t.Errorf("%d entries of %d characters are shown", shown, length)
 	}
 	// Were a script to get in, it would not run.
 	b.do(chromedp.Evaluate[chromedp.Void](`(() => { const s = document.createElement('script'); s.append("document.title = 'broken in'"); document.body.append(s); })()`))
