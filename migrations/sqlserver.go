@@ -68,12 +68,14 @@ type aspState struct {
 	babelfish bool     // the server is Babelfish for PostgreSQL
 }
 
-func (a *aspState) has(object string) bool { return slices.Contains(a.objects, object) }
+func (a *aspState) has(object string) bool {
+	return slices.ContainsFunc(a.objects, func(o string) bool { return strings.EqualFold(o, object) })
+}
 
-// The names that matter, in their order.
+// Babelfish keeps names in lower case.
 const (
-	objectsSQL = `SELECT name FROM sys.objects WHERE schema_id = SCHEMA_ID('dbo') AND name IN
-		('ASPStateRequests', 'ASPStateTempApplications', 'ASPStateTempSessions', 'TempGetStateItem3', 'TempGetStateItemExclusive3_HK', 'TempUpdateStateItemShort')`
+	objectsSQL = `SELECT name FROM sys.objects WHERE schema_id = SCHEMA_ID('dbo') AND LOWER(name) IN
+		('aspstaterequests', 'aspstatetempapplications', 'aspstatetempsessions', 'tempgetstateitem3', 'tempgetstateitemexclusive3_hk', 'tempupdatestateitemshort')`
 	columnsSQL = `SELECT c.name, t.name FROM sys.columns c JOIN sys.types t ON t.user_type_id = c.system_type_id
 		WHERE c.object_id = OBJECT_ID('dbo.ASPStateTempSessions') ORDER BY c.column_id`
 	inMemorySQL  = `SELECT COALESCE(OBJECTPROPERTY(OBJECT_ID('dbo.ASPStateTempSessions'), 'TableIsMemoryOptimized'), 0)`
@@ -162,7 +164,7 @@ func (a *aspState) refuse() error {
 	for name, kind := range needed {
 		found := slices.ContainsFunc(a.columns, func(c string) bool {
 			column, of, _ := strings.Cut(c, " ")
-			return column == name && kind.MatchString(of)
+			return strings.EqualFold(column, name) && kind.MatchString(of)
 		})
 		if !found {
 			return fmt.Errorf("the table ASPStateTempSessions has no column %s that fits: it is of ASP.NET 1.x or was changed; use another database, "+
@@ -273,7 +275,7 @@ func (d *sqlserverDriver) Run(file io.Reader) error {
 }
 
 var (
-	separator   = regexp.MustCompile(`(?mi)^[ \t]*GO[ \t]*\r?\n?`)
+	separator   = regexp.MustCompile(`(?mi)^[ \t]*GO[ \t]*\r?$\n?`)
 	createdLine = regexp.MustCompile(`(?m)^-- Created:[ \t]*\r?\n`)
 )
 
@@ -284,6 +286,8 @@ const notBabelfish = "-- Not on Babelfish:"
 func batches(text string, adopted, babelfish bool) []string {
 	if at := createdLine.FindStringIndex(text); at != nil && adopted {
 		text = text[:at[0]]
+	} else if at != nil {
+		text = text[:at[0]] + text[at[1]:]
 	}
 	var found []string
 	for _, batch := range separator.Split(text, -1) {
