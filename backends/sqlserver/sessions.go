@@ -266,15 +266,17 @@ func (s *Store) Release(ctx context.Context, key backends.Key, tok backends.Toke
 	return mark, wrap("release", err)
 }
 
+// columnsOf returns what SessionItemShort and SessionItemLong become.
+func columnsOf(data []byte) (short, long []byte) {
+	if len(data) < longItem {
+		return data, nil
+	}
+	return nil, data
+}
+
 // Set implements backends.Store. An ID that the database's collation takes for that of another session is a permanent failure.
 func (s *Store) Set(ctx context.Context, key backends.Key, tok backends.Token, w backends.Write) error {
-	data := bytes.Clone(w.Data) // it may be sent after this call has ended
-	var short, long []byte
-	if len(data) < longItem {
-		short = data
-	} else {
-		long = data
-	}
+	short, long := columnsOf(bytes.Clone(w.Data)) // which may be sent after this call has ended
 	args := []any{
 		keyArg(key), sql.Named("cookie", int32(w.LockCookie)), sql.Named("timeout", minutes(w.Timeout)),
 		sql.Named("short", short), sql.Named("long", long), sql.Named("mark", w.Uninitialized),
