@@ -56,6 +56,20 @@ func (s *Sessions) AppID(ctx context.Context, name string) (backends.AppID, erro
 	return s.Store().Application(ctx, name, false)
 }
 
+// Names are the names of the applications that this server was asked for lately.
+func (s *Sessions) Names() map[backends.AppID]string {
+	store, names := s.Store(), map[backends.AppID]string{}
+	a := &s.applications
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for name, app := range a.known {
+		if r := app.resolved.Load(); r != nil && r.store == store {
+			names[r.id] = name
+		}
+	}
+	return names
+}
+
 // Unlock releases the lock with this cookie in its owner's stead, and hands it over to who
 // waits for it. Another lock is a LockedError; a session that is not locked stays as it is.
 func (s *Sessions) Unlock(ctx context.Context, key backends.Key, cookie backends.Cookie) error {

@@ -160,9 +160,9 @@ func toJSON(se backends.Session, names map[backends.AppID]string) Session {
 	return j
 }
 
-// names are the applications' names as of the last sample.
+// names are the names of applications, as far as they are known: from the last sample and from web servers' requests.
 func (s *Server) names() map[backends.AppID]string {
-	names := map[backends.AppID]string{}
+	names := s.sessions.Names()
 	for _, a := range s.sampler.Latest().Applications {
 		names[a.ID] = a.Name
 	}
