@@ -85,8 +85,9 @@ func (c *call) finish() bool {
 
 // lane is a queue of calls and the workers that take them from it, each with a connection of its own.
 type lane struct {
-	queue chan *call
-	exec  func(ctx context.Context, w *worker, batch []*call) error
+	queue   chan *call
+	workers int
+	exec    func(ctx context.Context, w *worker, batch []*call) error
 }
 
 // worker runs the calls of a lane on one connection.

@@ -93,6 +93,7 @@ func newLane(exec func(context.Context, *worker, []*call) error) *lane {
 }
 
 func (s *Store) start(l *lane, workers int) {
+	l.workers = workers
 	for range workers {
 		w := &worker{store: s, lane: l, keys: map[backends.Key]struct{}{}}
 		s.workers.Go(w.work)
