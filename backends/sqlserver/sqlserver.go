@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 )
 
 const (
-	// maxConns is how many calls of one server run at a time; the others queue.
+	// maxConns is how many batches of one server run at a time where the connection string does not say; the others queue.
 	maxConns = 32
 	// startWait is how long Open waits for a database that is starting.
 	startWait = time.Minute
@@ -39,18 +40,18 @@ type Store struct {
 }
 
 // Open connects to the database and returns its store. The connection string is a sqlserver:// URL or one of ADO.NET,
-// as go-mssqldb takes them. A database that is starting is waited for, up to a minute or the end of ctx. An error
+// as go-mssqldb takes them; "Max Pool Size" (32) is the number of connections. A database that is starting is waited for, up to a minute or the end of ctx. An error
 // that is backends.ErrPermanent needs the operator: its text says what to do.
 func Open(ctx context.Context, connectionString string, log *slog.Logger) (*Store, error) {
-	config, err := parse(connectionString)
+	config, connections, err := parse(connectionString)
 	if err != nil {
 		return nil, fmt.Errorf("sqlserver: open: %w: %w", err, backends.ErrPermanent)
 	}
 	db := sql.OpenDB(mssql.NewConnectorConfig(config))
-	db.SetMaxOpenConns(maxConns)
-	db.SetMaxIdleConns(maxConns)
+	db.SetMaxOpenConns(connections)
+	db.SetMaxIdleConns(connections)
 	db.SetConnMaxIdleTime(5 * time.Minute)
-	s := &Store{db: db, log: log, gate: make(chan struct{}, maxConns), closed: make(chan struct{})}
+	s := &Store{db: db, log: log, gate: make(chan struct{}, connections), closed: make(chan struct{})}
 	if err := s.wait(ctx); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("sqlserver: open: %w", err)
@@ -59,10 +60,16 @@ func Open(ctx context.Context, connectionString string, log *slog.Logger) (*Stor
 }
 
 // parse reads the connection string and sets what it leaves open.
-func parse(connectionString string) (msdsn.Config, error) {
-	config, err := msdsn.Parse(connectionString)
+func parse(connectionString string) (config msdsn.Config, connections int, err error) {
+	config, err = msdsn.Parse(connectionString)
 	if err != nil {
-		return config, err
+		return config, 0, err
+	}
+	connections = maxConns
+	if size, ok := config.Parameters["max pool size"]; ok {
+		if connections, err = strconv.Atoi(size); err != nil || connections < 1 {
+			return config, 0, fmt.Errorf("max pool size is %q, must be a number from 1 on", size)
+		}
 	}
 	if config.Database == "" {
 		config.Database = "ASPState"
@@ -81,7 +88,7 @@ func parse(connectionString string) (msdsn.Config, error) {
 	}
 	config.ConnTimeout = 0
 	config.DisableRetry = true // the driver cannot know what a batch did whose connection failed
-	return config, nil
+	return config, connections, nil
 }
 
 // schemaSQL fails where the schema or a right is missing.

@@ -73,27 +73,30 @@ func TestNamesThatASPStateCannotHold(t *testing.T) {
 
 func TestConnectionStrings(t *testing.T) {
 	for text, want := range map[string]string{
-		"sqlserver://sa:x@db:1444?database=d":                                                     "db  1444 d sa aspstate 0 5s",
-		"sqlserver://sa:x@db/inst?app+name=mine&encrypt=true":                                     "db inst 0 ASPState sa mine 1 5s",
-		"data source=db;initial catalog=ASPState;user id=sa;password=x":                           "db  0 ASPState sa aspstate 0 5s",
-		`Data Source=tcp:db\inst,1433;Initial Catalog=s;Integrated Security=SSPI`:                 "db inst 1433 s  aspstate 0 5s",
-		"Server=.;Database=s;uid=sa;pwd=x;Connect Timeout=30;Encrypt=strict":                      "localhost  0 s sa aspstate 4 30s",
-		"Server=(local);Database=s;Trusted_Connection=yes;Encrypt=yes;TrustServerCertificate=yes": "localhost  0 s  aspstate 1 5s",
+		"sqlserver://sa:x@db:1444?database=d":                                                     "db  1444 d sa aspstate 0 5s 32",
+		"sqlserver://sa:x@db/inst?app+name=mine&encrypt=true":                                     "db inst 0 ASPState sa mine 1 5s 32",
+		"data source=db;initial catalog=ASPState;user id=sa;password=x":                           "db  0 ASPState sa aspstate 0 5s 32",
+		`Data Source=tcp:db\inst,1433;Initial Catalog=s;Integrated Security=SSPI`:                 "db inst 1433 s  aspstate 0 5s 32",
+		"Server=.;Database=s;uid=sa;pwd=x;Connect Timeout=30;Encrypt=strict;Max Pool Size=9":                      "localhost  0 s sa aspstate 4 30s 9",
+		"Server=(local);Database=s;Trusted_Connection=yes;Encrypt=yes;TrustServerCertificate=yes": "localhost  0 s  aspstate 1 5s 32",
 	} {
-		c, err := parse(text)
-		got := fmt.Sprintf("%s %s %d %s %s %s %d %v", c.Host, c.Instance, c.Port, c.Database, c.User, c.AppName, c.Encryption, c.DialTimeout)
+		c, connections, err := parse(text)
+		got := fmt.Sprintf("%s %s %d %s %s %s %d %v %d", c.Host, c.Instance, c.Port, c.Database, c.User, c.AppName, c.Encryption, c.DialTimeout, connections)
 		if err != nil || got != want || c.ConnTimeout != 0 || !c.DisableRetry {
 			t.Errorf("%s is %q, %v; want %q", text, got, err, want)
 		}
 	}
-	if c, err := parse("Server=db;Encrypt=true"); err != nil || c.TLSConfig.InsecureSkipVerify || c.TLSConfig.ServerName != "db" {
+	if c, _, err := parse("Server=db;Encrypt=true"); err != nil || c.TLSConfig.InsecureSkipVerify || c.TLSConfig.ServerName != "db" {
 		t.Errorf("Encrypt=true does not verify the certificate: %v", err)
 	}
-	if c, err := parse("Server=db;Encrypt=disable"); err != nil || c.Encryption != msdsn.EncryptionDisabled {
+	if c, _, err := parse("Server=db;Encrypt=disable"); err != nil || c.Encryption != msdsn.EncryptionDisabled {
 		t.Errorf("Encrypt=disable is %d, %v", c.Encryption, err)
 	}
-	if _, err := parse("Server=db;Encrypt=perhaps"); err == nil {
+	if _, _, err := parse("Server=db;Encrypt=perhaps"); err == nil {
 		t.Error("Encrypt=perhaps is taken")
+	}
+	if _, _, err := parse("Server=db;Max Pool Size=0"); err == nil {
+		t.Error("Max Pool Size=0 is taken")
 	}
 	if _, err := Open(t.Context(), "Server=db;Encrypt=perhaps", slog.New(slog.DiscardHandler)); !errors.Is(err, backends.ErrPermanent) {
 		t.Errorf("Open: %v", err)
