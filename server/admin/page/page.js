@@ -305,17 +305,25 @@ function note(id, text) {
   $(id + "-note").hidden = !text;
 }
 
-// fill puts rows into a table; the focus stays on the row that has it.
+// fill puts rows into a table; the focus stays on the row that has it, or on the one that takes its place.
 function fill(table, list, key, cells) {
   const body = table.tBodies[0];
-  const focused = document.activeElement?.closest("tr")?.dataset.key;
+  const focused = body.contains(document.activeElement) ? document.activeElement.closest("tr") : null;
+  const index = focused?.sectionRowIndex;
   body.replaceChildren(...list.map((item) => {
     const row = el("tr", {}, ...cells(item));
     row.dataset.key = key(item);
     row.item = item;
     return row;
   }));
-  if (focused && document.activeElement === document.body) [...body.rows].find((row) => row.dataset.key === focused)?.querySelector("button")?.focus();
+  if (focused) focusRow(table, focused.dataset.key, index);
+}
+
+// focusRow puts the focus on the row of a key, or on the one that took its place.
+function focusRow(table, key, index) {
+  const rows = [...table.tBodies[0].rows];
+  const row = rows.find((r) => r.dataset.key === key) ?? rows[Math.min(index, rows.length - 1)];
+  row?.querySelector("button").focus({ preventScroll: true });
 }
 
 $("applications").addEventListener("click", (e) => {
@@ -378,24 +386,33 @@ $("search").elements.id.addEventListener("input", () => { clearTimeout(typing); 
 $("more").addEventListener("click", () => list(true));
 $("sessions").addEventListener("click", (e) => {
   const tr = e.target.closest("tbody tr");
-  if (tr && !getSelection().toString()) open(tr.item);
+  if (!tr || getSelection().toString()) return;
+  opened = [tr.dataset.key, tr.sectionRowIndex];
+  open(tr.item);
 });
 
 // --- One session ---
 
 const dialog = $("session");
+let opened; // key and index of the row that it was opened from
 
 async function open(s, values) {
   try {
     const answer = await ask(`/api/session?${place(s)}${values ? "&values=true" : ""}`);
     draw(answer, values);
     if (!dialog.open) dialog.showModal();
+    refocus();
   } catch (err) {
     if (err.status !== 404) return toast(err.message);
     toast("This session is gone: it was removed or has expired.");
     dialog.close();
     list();
   }
+}
+
+// refocus puts the focus back into the session after what had it was drawn anew.
+function refocus() {
+  if (dialog.open && !dialog.contains(document.activeElement)) dialog.querySelector(".actions button")?.focus({ preventScroll: true });
 }
 
 function draw({ session: s, item, item_error: damage }, values) {
@@ -467,6 +484,7 @@ function confirm(s, title, text, verb, run) {
       await open(s);
     }
     ask.close();
+    refocus();
     list();
   };
   ask.showModal();
@@ -474,7 +492,10 @@ function confirm(s, title, text, verb, run) {
 
 for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
 // Values do not stay in the page after the dialog is closed, and a click beside a dialog closes it.
-dialog.addEventListener("close", () => $("session-body").replaceChildren());
+dialog.addEventListener("close", () => {
+  $("session-body").replaceChildren();
+  if (document.activeElement === document.body) focusRow($("sessions"), ...opened); // its row was drawn anew
+});
 for (const d of [dialog, $("confirm")]) d.addEventListener("click", (e) => {
   const box = d.getBoundingClientRect();
   if (e.target === d && (e.clientX < box.left || e.clientX > box.right || e.clientY < box.top || e.clientY > box.bottom)) d.close();

@@ -114,8 +114,30 @@ func TestKeyboard(t *testing.T) {
 	}
 	b.key(kb.Enter)
 	b.wait("!document.querySelector('#confirm').open && document.querySelector('#session-body').innerText.includes('not locked')")
+	b.wait("document.querySelector('#session').contains(document.activeElement) && document.activeElement.innerText === 'Show values'")
 	if calls := f.calls(); len(calls) != 1 || !strings.HasPrefix(calls[0], "unlock "+f.sessions[113].AppID+" "+id) {
 		t.Errorf("calls: %q", calls)
+	}
+	// The focus stays where values were shown, and moves on from what was removed.
+	b.key(kb.Enter)
+	b.wait("document.querySelector('td.value') && document.querySelector('#session').contains(document.activeElement)")
+	b.key(kb.Escape)
+	b.wait("!document.querySelector('#session').open && " + rows + ".length === 9 && document.activeElement.closest('#sessions tbody tr')")
+	next := eval[string](b, "document.activeElement.innerText")
+	b.key(kb.Enter)
+	b.wait("document.querySelector('#session').open && document.querySelector('#session').contains(document.activeElement)")
+	for i := 0; eval[string](b, "document.activeElement.innerText") != "Remove…"; i++ {
+		if i > 10 {
+			t.Fatal("the tab key does not come to Remove")
+		}
+		b.key(kb.Tab)
+	}
+	b.key(kb.Enter)
+	b.wait("document.querySelector('#confirm').open")
+	b.key(kb.Tab + kb.Enter)
+	b.wait("!document.querySelector('#session').open && " + rows + ".length === 8 && document.activeElement.closest('#sessions tbody tr')")
+	if now := eval[string](b, "document.activeElement.innerText"); now == next {
+		t.Errorf("the focus is on %s, which was removed", now)
 	}
 }
 
