@@ -63,14 +63,15 @@ func (s Moves) Import(move string) error {
 }
 
 // Complete is the rule of Movable.Complete.
-func (s Moves) Complete(move string) (Moves, error) {
+func (s Moves) Complete(m Move) (Moves, error) {
+	m.Stage = Moved
 	switch {
-	case s.Into.Stage != NoMove && s.Into.ID == move:
-		s.Into.Stage = Moved
-	case s.Left() && s.Away.ID == move:
-		s.Away.Stage = Moved
+	case s.Into.Stage != NoMove && s.Into.ID == m.ID:
+		s.Into = m
+	case s.Left() && s.Away.ID == m.ID:
+		s.Away = m
 	default:
-		return s, fmt.Errorf("move %s is none that entered or left this store last: %w", move, ErrPermanent)
+		return s, fmt.Errorf("move %s is none that entered or left this store last: %w", m.ID, ErrPermanent)
 	}
 	return s, nil
 }

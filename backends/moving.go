@@ -165,9 +165,10 @@ type Movable interface {
 	// there is no room are ErrFull; an Import that fails may have taken in some, and can be repeated.
 	Import(ctx context.Context, move string, sessions []Session) (int, error)
 
-	// Complete ends the move: it is Moved, into this store or away from it. A move that has not entered or left
+	// Complete ends the move m.ID: it is Moved, into this store or away from it. m.From and m.To are kept in the
+	// place of what was: who needs no connection strings any more leaves out what is secret in them. A move that has not entered or left
 	// this store, or that another one has replaced since, is ErrPermanent.
-	Complete(ctx context.Context, move string) error
+	Complete(ctx context.Context, m Move) error
 }
 
 // Attendance is a server's entry in the list of those that share a database.

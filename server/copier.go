@@ -237,10 +237,11 @@ func (s *Sessions) copyAll(ctx context.Context, o *storeOrigin) error {
 	if _, err = c.Run(ctx); err != nil && !errors.Is(err, backends.ErrMoved) {
 		return err
 	}
-	if err := o.target.Complete(ctx, o.move.ID); err != nil {
+	done := s.mover.completed(o.move)
+	if err := o.target.Complete(ctx, done); err != nil {
 		return err
 	}
-	return o.source.Complete(ctx, o.move.ID)
+	return o.source.Complete(ctx, done)
 }
 
 // Copy copies sessions between stores.

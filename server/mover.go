@@ -33,15 +33,17 @@ const (
 // mover is what a server knows of moves.
 type mover struct {
 	open  func(ctx context.Context, where string) (backends.Store, error)
+	show  func(where string) string
 	where string // where the store of the route in force is
 	one   chan struct{}
 	moves atomic.Int64
 
 	mu       sync.Mutex
 	self     backends.Attendance
-	prepared backends.Store // the target of the move self.Ready
-	retired  []*retired     // to be closed
-	last     *storeOrigin   // of the last move
+	prepared backends.Store // the target of the move self.Ready, at
+	at       string
+	retired  []*retired   // to be closed
+	last     *storeOrigin // of the last move
 }
 
 func (m *mover) init(origin [8]byte) {
@@ -62,10 +64,16 @@ func (m *mover) lock(ctx context.Context) error {
 
 func (m *mover) unlock() { <-m.one }
 
-// Opens tells where the store is, as Switch takes it, and how another one is opened. Without it sessions cannot be
-// moved.
-func (s *Sessions) Opens(where string, open func(ctx context.Context, where string) (backends.Store, error)) {
-	s.mover.where, s.mover.open = where, open
+// Opens tells where the store is, as Switch takes it, how another one is opened, and how a place is shown without
+// its secrets. Without it sessions cannot be moved.
+func (s *Sessions) Opens(where string, open func(ctx context.Context, where string) (backends.Store, error), show func(where string) string) {
+	s.mover.where, s.mover.open, s.mover.show = where, open, show
+}
+
+// completed is the move as it is kept when it is over.
+func (m *mover) completed(move backends.Move) backends.Move {
+	move.From, move.To = m.show(move.From), m.show(move.To)
+	return move
 }
 
 // movable is a store that can be switched from and to.
@@ -107,11 +115,11 @@ func (s *Sessions) Switch(ctx context.Context, to string) (err error) {
 	left := false
 	defer func() {
 		if !left {
-			m.prepare("", nil)
+			m.prepare("", "", nil)
 			target.Close()
 		}
 	}()
-	m.prepare(move.ID, target)
+	m.prepare(move.ID, to, target)
 	if err := s.agree(ctx, source, target, move); err != nil {
 		return fmt.Errorf("switch: %w", err)
 	}
@@ -135,10 +143,10 @@ func (m *mover) openTarget(ctx context.Context, where string) (movable, error) {
 }
 
 // prepare notes the opened target of a move, or that there is none.
-func (m *mover) prepare(move string, target backends.Store) {
+func (m *mover) prepare(move, where string, target backends.Store) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.self.Ready, m.self.Fault, m.prepared = move, "", target
+	m.self.Ready, m.self.Fault, m.prepared, m.at = move, "", target, where
 }
 
 // attendance is what this server tells the others.
@@ -203,12 +211,13 @@ func (s *Sessions) agree(ctx context.Context, source, target movable, move backe
 
 // begin makes the target enter the move and leaves the source. left says that it was left.
 func (s *Sessions) begin(ctx context.Context, source, target movable, move backends.Move) (left bool, err error) {
+	m := &s.mover
 	_, into, err := target.Moves(ctx)
 	if err != nil {
 		return false, err
 	}
 	if into.Stage == backends.Moving && into.From == move.From { // tried before, and came no further
-		if err := target.Complete(ctx, into.ID); err != nil {
+		if err := target.Complete(ctx, m.completed(into)); err != nil {
 			return false, err
 		}
 	}
@@ -229,7 +238,7 @@ func (s *Sessions) begin(ctx context.Context, source, target movable, move backe
 	if err2 != nil || away.ID == move.ID && away.Stage >= backends.Moving {
 		return true, nil // or it may have been: the store's answers tell
 	}
-	if err2 := target.Complete(ctx, move.ID); err2 != nil {
+	if err2 := target.Complete(ctx, m.completed(move)); err2 != nil {
 		s.log.Warn("a switch was given up, and the new store does not know it yet", "error", err2)
 	}
 	return false, fmt.Errorf("leave the old store: %w", err)
@@ -260,8 +269,9 @@ func (s *Sessions) followLocked(ctx context.Context, r *route) error {
 	if move.Stage < backends.Moving {
 		return errors.New("the store says that it was left, and then that it was not")
 	}
-	target := m.takePrepared(move.ID)
+	target, where := m.takePrepared(move.ID)
 	if target == nil {
+		where = move.To
 		if err := s.closeBefore(ctx, move.To); err != nil {
 			return err
 		}
@@ -269,7 +279,7 @@ func (s *Sessions) followLocked(ctx context.Context, r *route) error {
 			return err
 		}
 	}
-	m.where = move.To
+	m.where = where
 	if move.Stage == backends.Moved {
 		s.setRoute(newRoute(target, s.ownOrigins()...))
 		s.retire(move.From, r.store, r)
@@ -281,15 +291,15 @@ func (s *Sessions) followLocked(ctx context.Context, r *route) error {
 	return nil
 }
 
-func (m *mover) takePrepared(move string) movable {
+func (m *mover) takePrepared(move string) (target movable, where string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.prepared == nil || m.self.Ready != move {
-		return nil
+		return nil, ""
 	}
-	target := m.prepared.(movable)
+	target = m.prepared.(movable)
 	m.prepared = nil
-	return target
+	return target, m.at
 }
 
 // serveMove puts the route in force on which sessions are taken over from source.
@@ -495,10 +505,10 @@ func (s *Sessions) getReady(ctx context.Context, source backends.SharedMovable, 
 		return nil
 	}
 	defer m.unlock()
-	m.prepare("", nil)
+	m.prepare("", "", nil)
 	target, err := m.openTarget(ctx, move.To)
 	if err == nil {
-		m.prepare(move.ID, target)
+		m.prepare(move.ID, move.To, target)
 	} else {
 		m.mu.Lock()
 		m.self.Fault = err.Error()

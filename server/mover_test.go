@@ -31,7 +31,7 @@ func newMoveRig(t *testing.T) *moveRig {
 			return s, nil
 		}
 		return nil, errors.New("no such store")
-	})
+	}, func(where string) string { return where })
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { r.Run(ctx); close(done) }()

@@ -18,8 +18,16 @@ func move(id string) backends.Move {
 	return backends.Move{ID: id, From: "sqlite:from é.db", To: "postgres://to"}
 }
 
+// completed is move(id) as it is kept when it is over: without what is secret.
+func completed(id string) backends.Move {
+	return backends.Move{ID: id, From: "sqlite:é", To: "postgres://"}
+}
+
 // at is the move as a store keeps it.
 func at(m backends.Move, stage backends.Stage) backends.Move {
+	if stage == backends.Moved {
+		m = completed(m.ID)
+	}
 	m.Stage = stage
 	return m
 }
@@ -36,7 +44,7 @@ func (s *suite) enter(m backends.Move) {
 
 func (s *suite) complete(id string) {
 	s.Helper()
-	s.is("Complete", s.movable().Complete(s.ctx, id), nil)
+	s.is("Complete", s.movable().Complete(s.ctx, completed(id)), nil)
 }
 
 func (s *suite) moves(away, into backends.Move) {
@@ -170,7 +178,7 @@ var leaveCases = []testCase{
 		for range 2 {
 			s.isMoved("Leave", s.movable().Leave(s.ctx, move("two")))
 			s.isMoved("Enter", s.movable().Enter(s.ctx, move("one")))
-			s.is("Complete", s.movable().Complete(s.ctx, "two"), backends.ErrPermanent)
+			s.is("Complete", s.movable().Complete(s.ctx, completed("two")), backends.ErrPermanent)
 			s.moves(at(move("one"), backends.Moving), backends.Move{})
 		}
 		s.complete("one")

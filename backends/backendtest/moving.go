@@ -334,15 +334,15 @@ var moveCases = []testCase{
 		from.moves(at(m, backends.Moved), backends.Move{})
 	}},
 	{"does not enter where another one is under way", func(s *suite) {
-		s.is("Complete", s.movable().Complete(s.ctx, "none"), backends.ErrPermanent)
+		s.is("Complete", s.movable().Complete(s.ctx, completed("none")), backends.ErrPermanent)
 		s.enter(move("one"))
 		s.isMoved("Enter", s.movable().Enter(s.ctx, move("two")))
-		s.is("Complete", s.movable().Complete(s.ctx, "two"), backends.ErrPermanent)
+		s.is("Complete", s.movable().Complete(s.ctx, completed("two")), backends.ErrPermanent)
 		s.moves(backends.Move{}, at(move("one"), backends.Moving))
 		s.complete("one")
 		s.enter(move("two"))
 		s.moves(backends.Move{}, at(move("two"), backends.Moving))
-		s.is("Complete", s.movable().Complete(s.ctx, "one"), backends.ErrPermanent)
+		s.is("Complete", s.movable().Complete(s.ctx, completed("one")), backends.ErrPermanent)
 	}},
 	{"does not disturb the target", func(s *suite) {
 		key, locked := s.key(), s.key()
@@ -438,7 +438,7 @@ var moveCases = []testCase{
 		s.holds(key, w, 1)
 		session := s.foreign()
 		s.imports("two", 1, session)
-		s.is("Complete", s.movable().Complete(s.ctx, "one"), backends.ErrPermanent)
+		s.is("Complete", s.movable().Complete(s.ctx, completed("one")), backends.ErrPermanent)
 		s.complete("two")
 		s.holds(key, w, 1)
 		s.isImported(session)

@@ -75,7 +75,7 @@ var sharedMovableCases = []testCase{
 		s.isMoved("Announce", s.shared().Announce(s.ctx, at(move("two"), backends.Announced)))
 		s.isMoved("Leave", s.movable().Leave(s.ctx, move("two")))
 		s.isMoved("Enter", s.movable().Enter(s.ctx, move("two")))
-		s.is("Complete", s.movable().Complete(s.ctx, "one"), backends.ErrPermanent)
+		s.is("Complete", s.movable().Complete(s.ctx, completed("one")), backends.ErrPermanent)
 		s.moves(at(move("one"), backends.Announced), at(move("in"), backends.Moved))
 		s.leave(move("one"))
 		s.isMoved("Announce", s.shared().Announce(s.ctx, at(move("one"), backends.Announced)))
@@ -89,7 +89,9 @@ var sharedMovableCases = []testCase{
 		other := s.beside()
 		for round := range 5 {
 			steps := []func(store backends.SharedMovable, m backends.Move) error{
-				func(store backends.SharedMovable, m backends.Move) error { return store.Announce(s.ctx, at(m, backends.Announced)) },
+				func(store backends.SharedMovable, m backends.Move) error {
+					return store.Announce(s.ctx, at(m, backends.Announced))
+				},
 				func(store backends.SharedMovable, m backends.Move) error { return store.Enter(s.ctx, m) },
 			}
 			var won [2]atomic.Int64

@@ -28,8 +28,8 @@ func (s *Store) Enter(ctx context.Context, m backends.Move) error {
 }
 
 // Complete implements backends.Movable.
-func (s *Store) Complete(ctx context.Context, move string) error {
-	return s.step(ctx, "complete", func(was backends.Moves) (backends.Moves, error) { return was.Complete(move) })
+func (s *Store) Complete(ctx context.Context, m backends.Move) error {
+	return s.step(ctx, "complete", func(was backends.Moves) (backends.Moves, error) { return was.Complete(m) })
 }
 
 // step takes a step of a move. Operations look at moves under the lock of a shard or of the applications: after a

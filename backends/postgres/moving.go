@@ -110,11 +110,11 @@ func (s *Store) Announce(ctx context.Context, m backends.Move) error {
 }
 
 // Complete implements backends.Movable.
-func (s *Store) Complete(ctx context.Context, move string) error {
+func (s *Store) Complete(ctx context.Context, m backends.Move) error {
 	into := false
 	err := s.step(ctx, "complete", func(was backends.Moves) (is backends.Moves, err error) {
-		is, err = was.Complete(move)
-		into = is.Into.ID == move
+		is, err = was.Complete(m)
+		into = is.Into.ID == m.ID
 		return is, err
 	})
 	if err != nil || !into {

@@ -104,8 +104,8 @@ func (s *Store) Enter(ctx context.Context, m backends.Move) error {
 }
 
 // Complete implements backends.Movable.
-func (s *Store) Complete(ctx context.Context, move string) error {
-	_, err := s.step(ctx, "complete", func(was backends.Moves) (backends.Moves, error) { return was.Complete(move) })
+func (s *Store) Complete(ctx context.Context, m backends.Move) error {
+	_, err := s.step(ctx, "complete", func(was backends.Moves) (backends.Moves, error) { return was.Complete(m) })
 	return err
 }
 

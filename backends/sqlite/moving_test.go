@@ -54,11 +54,11 @@ func TestMovesOutliveTheStore(t *testing.T) {
 	if n, err := s.Import(t.Context(), "one", []backends.Session{one, two}); n != 1 || err != nil {
 		t.Fatalf("imported %d, error %v, want one and not the session that was removed", n, err)
 	}
-	if err := s.Complete(t.Context(), "one"); err != nil {
+	if err := s.Complete(t.Context(), backends.Move{ID: "one", From: "short"}); err != nil {
 		t.Fatal(err)
 	}
 	s = again(s)
-	m.Stage = backends.Moved
+	m = backends.Move{ID: "one", From: "short", Stage: backends.Moved}
 	wantMoves(s, backends.Move{}, m)
 	away := backends.Move{ID: "two", From: "here", To: "there"}
 	if err := s.Leave(t.Context(), away); err != nil {
@@ -72,11 +72,11 @@ func TestMovesOutliveTheStore(t *testing.T) {
 	if got, err := s.Inspect(t.Context(), two.Key); err != nil || len(got.Data) != 100 {
 		t.Fatalf("Inspect: %v, %v", got, err)
 	}
-	if err := s.Complete(t.Context(), "two"); err != nil {
+	if err := s.Complete(t.Context(), backends.Move{ID: "two", To: "short"}); err != nil {
 		t.Fatal(err)
 	}
 	s = again(s)
-	away.Stage = backends.Moved
+	away = backends.Move{ID: "two", To: "short", Stage: backends.Moved}
 	wantMoves(s, away, m)
 	back := backends.Move{ID: "three"}
 	if err := s.Enter(t.Context(), back); err != nil {

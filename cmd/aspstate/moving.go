@@ -45,7 +45,7 @@ func (p *process) enter(ctx context.Context) error {
 		return errMovedAway(away)
 	case into.Stage == backends.Moving && into.From == string(config.ModeStateServer):
 		p.log.Error("the server ended while it moved sessions from memory to this store: those that had not been moved are lost")
-		return store.Complete(ctx, into.ID)
+		return store.Complete(ctx, into)
 	case into.Stage == backends.Moving:
 		return p.sessions.Resume(ctx, into)
 	}

@@ -148,7 +148,7 @@ func openPlaceForTest(t *testing.T, text string) movableStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := openStore(context.Background(), place, &config.Config{}, slog.New(slog.DiscardHandler))
+	store, err := openStore(context.Background(), place, &config.Config{AutoMigrate: true}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
