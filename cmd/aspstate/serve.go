@@ -130,7 +130,7 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	p.sessions = server.NewSessions(store, p.config.RequestBudget, p.log)
 	defer func() { err = errors.Join(err, p.sessions.Close()) }()
 	p.applied.Store(p.config)
-	p.sessions.Opens(place.Text(), p.openPlace)
+	p.sessions.Opens(place.Text(), p.openPlace, p.Show)
 	if err := p.enter(ctx); err != nil {
 		return err
 	}
