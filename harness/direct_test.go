@@ -143,7 +143,9 @@ func content(t testing.TB, b []byte) int {
 // TestDirect checks histories on a store itself.
 func TestDirect(t *testing.T) {
 	for _, s := range stores {
-		t.Run(s.name+"/expiring", func(t *testing.T) { several(t, mathrand.Uint64, 10, s, expiringHistory) })
+		if !s.wholeMinutes {
+			t.Run(s.name+"/expiring", func(t *testing.T) { several(t, mathrand.Uint64, 10, s, expiringHistory) })
+		}
 		t.Run(s.name+"/impatient", func(t *testing.T) { several(t, mathrand.Uint64, 6, s, impatientHistory) })
 	}
 }

@@ -79,7 +79,9 @@ func soakScenario(s store, rng *rand.Rand) (name string, run scenario, n int) {
 	for {
 		switch rng.IntN(15) {
 		case 0, 1:
-			return "expiring", expiringHistory, 8
+			if !s.wholeMinutes {
+				return "expiring", expiringHistory, 8
+			}
 		case 2, 3:
 			return "impatient", impatientHistory, 4
 		case 4, 5:

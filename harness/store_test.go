@@ -5,6 +5,7 @@ package harness
 import (
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -14,6 +15,8 @@ import (
 	"aspstate/backends/postgres"
 	"aspstate/backends/postgres/pgtest"
 	"aspstate/backends/sqlite"
+	"aspstate/backends/sqlserver"
+	"aspstate/backends/sqlserver/mssqltest"
 	"aspstate/migrations"
 )
 
@@ -36,6 +39,8 @@ type store struct {
 	forgetsBrokenLocks bool
 	// resolution is the smallest step of the store's clock.
 	resolution time.Duration
+	// wholeMinutes says that the store keeps timeouts in minutes, so that no session expires while the harness looks.
+	wholeMinutes bool
 }
 
 // via returns the address to use in place of a database's own: a proxy's.
@@ -43,8 +48,8 @@ type via func(address string) string
 
 func straight(address string) string { return address }
 
-// stores are all kinds there are.
-var stores = []store{
+// stores are all kinds there are; SQL Server where one is named.
+var stores = withSQLServer([]store{
 	{
 		name: "memory",
 		open: func(t testing.TB, _ int, _ via) []backends.Store {
@@ -96,6 +101,48 @@ var stores = []store{
 		network:            true,
 		forgetsBrokenLocks: true,
 	},
+})
+
+func withSQLServer(others []store) []store {
+	if os.Getenv(mssqltest.Variable) == "" {
+		return others
+	}
+	return append(others, store{
+		name: "sqlserver",
+		open: func(t testing.TB, n int, via via) []backends.Store {
+			database := redirect(t, mssqltest.Database(t), via)
+			m, db, err := migrations.SQLServer(t.Context(), database)
+			if err == nil {
+				t.Cleanup(func() { db.Close() })
+				err = m.Up(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var opened []backends.Store
+			for range n {
+				s, err := sqlserver.Open(t.Context(), database, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { s.Close() })
+				opened = append(opened, s)
+			}
+			return opened
+		},
+		flags: func(t testing.TB, via via) []string {
+			file := filepath.Join(t.TempDir(), "dsn") // passwords are refused on a command line
+			if err := os.WriteFile(file, []byte(redirect(t, mssqltest.Database(t), via)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return []string{"--auto-migrate", "--sql-connection-string=file:" + file}
+		},
+		durable:            true,
+		shared:             true,
+		network:            true,
+		forgetsBrokenLocks: true,
+		wholeMinutes:       true,
+	})
 }
 
 // redirect puts the address that via returns into the URL of a database.

@@ -77,7 +77,7 @@ func TestConnectionStrings(t *testing.T) {
 		"sqlserver://sa:x@db/inst?app+name=mine&encrypt=true":                                     "db inst 0 ASPState sa mine 1 5s 32",
 		"data source=db;initial catalog=ASPState;user id=sa;password=x":                           "db  0 ASPState sa aspstate 0 5s 32",
 		`Data Source=tcp:db\inst,1433;Initial Catalog=s;Integrated Security=SSPI`:                 "db inst 1433 s  aspstate 0 5s 32",
-		"Server=.;Database=s;uid=sa;pwd=x;Connect Timeout=30;Encrypt=strict;Max Pool Size=9":                      "localhost  0 s sa aspstate 4 30s 9",
+		"Server=.;Database=s;uid=sa;pwd=x;Connect Timeout=30;Encrypt=strict;Max Pool Size=9":      "localhost  0 s sa aspstate 4 30s 9",
 		"Server=(local);Database=s;Trusted_Connection=yes;Encrypt=yes;TrustServerCertificate=yes": "localhost  0 s  aspstate 1 5s 32",
 	} {
 		c, connections, err := parse(text)
