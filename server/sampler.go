@@ -38,7 +38,7 @@ func (s *Sample) Total() (total backends.ApplicationInfo) {
 const (
 	sampleEvery = 5 * time.Second
 	// sampleShare bounds what counting costs: it rests this many times as long as it takes.
-	sampleShare   = 100
+	sampleShare   = 50
 	sampleTimeout = time.Minute
 )
 

@@ -88,7 +88,7 @@
 //
 //	GET /api/applications
 //
-// counts sessions by application, as of the last sample (every 5 s, or as often as costs a hundredth of the time).
+// counts sessions by application, as of the last sample (every 5 s, or as often as costs a fiftieth of the time).
 //
 //	{"applications": [{"app_id": "f197a8d4", "name": "/lm/…", "sessions": 9000, "locked": 3, "bytes": 64512000}, …],
 //	 "counted": "2026-11-22T16:00:00Z", "took_seconds": 0.02, "error": "…"}   counted is absent before the first sample
