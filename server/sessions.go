@@ -60,6 +60,7 @@ type Sessions struct {
 	sequence atomic.Uint64
 
 	applications applications
+	appIDs       appIDs
 	outage       outage
 	refused      seldom
 	slowed       [Statements]seldom
@@ -78,6 +79,7 @@ func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *
 	rand.Read(s.origin[:])
 	s.SetBudget(budget)
 	s.applications.init()
+	s.appIDs.init()
 	s.later.init(log)
 	s.handover.init()
 	s.mover.init(s.origin)
