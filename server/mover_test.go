@@ -281,3 +281,35 @@ func TestStateFileKeepsSessions(t *testing.T) {
 		t.Errorf("loaded %d again, %v", n, err)
 	}
 }
+
+// A request that waits for a lock goes on waiting in the new store.
+func TestWaiterIsCarriedOver(t *testing.T) {
+	r := newMoveRig(t)
+	r.SetLockWait(5 * time.Second)
+	r.set("s", "before", backends.NoCookie)
+	lock, err := r.GetExclusive(t.Context(), now(), r.session("s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type answer struct {
+		item backends.Item
+		err  error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		item, err := r.GetExclusive(t.Context(), now(), r.session("s"))
+		answered <- answer{item, err}
+	}()
+	for r.Waiting() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	r.switchTo("b")
+	r.set("s", "after", lock.LockCookie)
+	begun := time.Now()
+	if a := <-answered; a.err != nil || string(a.item.Data) != "after" || a.item.LockCookie != lock.LockCookie+1 {
+		t.Errorf("the waiter got %q with cookie %d, %v", a.item.Data, a.item.LockCookie, a.err)
+	}
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("the waiter got the lock %v after its release", took)
+	}
+}

@@ -3,13 +3,17 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"aspstate/backends"
+	"aspstate/backends/memory"
 	"aspstate/backends/postgres/pgtest"
+	"aspstate/config"
 	"aspstate/server"
 )
 
@@ -83,4 +87,56 @@ func TestSwitchIsRefusedWhereAServerCannotFollow(t *testing.T) {
 	want(t, 0, []string{"complete: 10 sessions"}, "switch", admin, "--to=StateServer")
 	hasAll(t, r, lock)
 	store.(backends.Store).Close()
+}
+
+// From store to store a session keeps what is left of its time, to the second.
+func TestExpiryStaysThroughSwitches(t *testing.T) {
+	places := []string{"sqlite:" + filepath.Join(t.TempDir(), "a.db"), pgtest.Shared(t).Database(t), string(config.ModeStateServer)}
+	var store backends.Store = memory.New(0)
+	s := server.NewSessions(store, 8*time.Second, slog.New(slog.DiscardHandler))
+	s.Opens("memory at first", func(_ context.Context, where string) (backends.Store, error) { return openPlaceForTest(t, where), nil }, func(where string) string { return where })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { s.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done; s.Close() })
+	app := s.Application("shop")
+	timeouts := []time.Duration{time.Minute, 20 * time.Minute, 1000 * time.Minute, backends.NeverExpires}
+	for i, timeout := range timeouts {
+		err := s.Set(t.Context(), server.Request{Arrived: time.Now()}, server.Session{App: app, ID: fmt.Sprint(i)}, backends.Write{Data: []byte("x"), Timeout: timeout})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := func() (all []time.Duration) {
+		list, err := s.Store().(backends.Inspector).List(t.Context(), backends.Query{Limit: 100})
+		if err != nil || len(list) != len(timeouts) {
+			t.Fatalf("%d sessions, %v", len(list), err)
+		}
+		for i, session := range list {
+			if session.Timeout != timeouts[i] {
+				t.Errorf("session %d has timeout %v, want %v", i, session.Timeout, timeouts[i])
+			}
+			all = append(all, session.Left)
+		}
+		return all
+	}
+	begun, before := time.Now(), left()
+	for _, place := range places {
+		if err := s.Switch(t.Context(), place); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+			if p, _ := s.Progress(); p.Over {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("the switch to %s is not complete", place)
+			}
+		}
+		for i, now := range left() {
+			if was := before[i] - time.Since(begun); before[i] != 0 && (was-now).Abs() > time.Second {
+				t.Errorf("in %s session %d has %v left, want %v", place, i, now, was)
+			}
+		}
+	}
 }
