@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -114,7 +115,7 @@ func (p *pool) do(request func(*client.Conn) (client.Answer, error)) (client.Ans
 // page is a request of a browser for a page that counts in its session: the session is locked, read, and written back.
 func (p *pool) page(target string) error {
 	var locked client.Answer
-	for {
+	for by := time.Now().Add(10 * time.Second); ; {
 		var err error
 		locked, err = p.do(func(c *client.Conn) (client.Answer, error) { return c.GetExclusive(target) })
 		if err != nil {
@@ -122,6 +123,9 @@ func (p *pool) page(target string) error {
 		}
 		if locked.Status != 423 {
 			break
+		}
+		if time.Now().After(by) {
+			return errors.New("the session stays locked")
 		}
 		time.Sleep(20 * time.Millisecond) // web servers wait longer
 	}
