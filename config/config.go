@@ -36,6 +36,7 @@ type Config struct {
 	Sweep               Sweep            `key:"sweep"`
 	Applications        Applications     `key:"applications" default:"" live:"true" doc:"app ids that share sessions: name=/LM/W3SVC/1/ROOT,/LM/W3SVC/7/ROOT; other=..."`
 	Admin               Admin            `key:"admin"`
+	TDS                 TDS              `key:"tds"`
 	Log                 Log              `key:"log"`
 
 	// Warnings are remarks on settings that are allowed but likely not meant.
@@ -78,6 +79,35 @@ type Admin struct {
 // On reports whether there is a listener for operators.
 func (a Admin) On() bool { return a.Listen != "" && !strings.EqualFold(a.Listen, "off") }
 
+// TDS is about the listener for web applications with mode="SQLServer".
+type TDS struct {
+	Listen      string   `key:"listen" default:"" doc:"address for web applications with mode=\"SQLServer\", such as 127.0.0.1:1433; none if empty"`
+	Databases   []string `key:"databases" default:"ASPState" live:"true" doc:"names that those applications may give the database"`
+	Users       Users    `key:"users" default:"" live:"true" doc:"who may log in there, NAME:HASH; aspstate hash-password makes the hash"`
+	Encryption  string   `key:"encryption" default:"login" live:"true" choices:"login,required" doc:"login encrypts at least the login, of clients that can; required encrypts all, and refuses other clients"`
+	OldTLS      bool     `key:"oldTLS" default:"false" live:"true" doc:"let clients use TLS 1.0 and 1.1 there, as old Windows does"`
+	Certificate string   `key:"certificate" default:"" live:"true" doc:"PEM file with the certificate for TLS there; one is made up if empty"`
+	Key         string   `key:"key" default:"" live:"true" doc:"PEM file with the certificate's key, if that is not in the certificate's file"`
+}
+
+// Users are those who may log in, each as NAME:HASH.
+type Users []string
+
+// User takes an element of Users apart. Names have no colon.
+func (u Users) User(i int) (name, hash string) {
+	name, hash, _ = strings.Cut(u[i], ":")
+	return name, hash
+}
+
+// String is their names, which is all that may be shown.
+func (u Users) String() string {
+	names := make([]string, len(u))
+	for i := range u {
+		names[i], _ = u.User(i)
+	}
+	return "[" + strings.Join(names, ", ") + "]"
+}
+
 // Secret is a text that is never shown.
 type Secret struct {
 	text string
@@ -109,9 +139,6 @@ const (
 	ModeStateServer Mode = "StateServer" // in this process's memory
 	ModeSQLServer   Mode = "SQLServer"   // in a SQL database
 )
-
-// later are keys that this version does not have yet.
-var later = []string{"tds"}
 
 // setting is what Config's tags say about one key.
 type setting struct {
@@ -231,7 +258,7 @@ func formatDuration(d time.Duration) string {
 // other.
 //
 // What decides on which addresses the server listens and how it talks (listen, statusLine, aspNetVersion,
-// admin.listen, log.format), and memory.maxBytes, needs a restart; the rest can change. Where mode or
+// admin.listen, tds.listen, log.format), and memory.maxBytes, needs a restart; the rest can change. Where mode or
 // sqlConnectionString does, the sessions move.
 func (c *Config) Reload(next *Config) (merged *Config, applied, restart []string) {
 	m := *next

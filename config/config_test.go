@@ -115,6 +115,13 @@ var samples = map[string][2]string{
 	"admin.certificate":     {"/etc/aspstate/tls.crt", "/etc/aspstate/tls.crt"},
 	"admin.key":             {"/etc/aspstate/tls.key", "/etc/aspstate/tls.key"},
 	"admin.pprof":           {"true", "true"},
+	"tds.listen":            {"127.0.0.1:1", "127.0.0.1:1"},
+	"tds.databases":         {"ASPState, Shop", "[ASPState, Shop]"},
+	"tds.users":             {"web:" + sampleHash + ",batch:" + sampleHash, "[web, batch]"},
+	"tds.encryption":        {"Required", "required"},
+	"tds.oldTLS":            {"true", "true"},
+	"tds.certificate":       {"/etc/aspstate/tls.crt", "/etc/aspstate/tls.crt"},
+	"tds.key":               {"/etc/aspstate/tls.key", "/etc/aspstate/tls.key"},
 	"log.slow":              {"2s", "2s"},
 	"log.level":             {"debug", "debug"},
 	"log.format":            {"json", "json"},
@@ -260,7 +267,7 @@ func TestLiveSettings(t *testing.T) {
 			fixed = append(fixed, s.key)
 		}
 	}
-	want := []string{"listen", "statusLine", "aspNetVersion", "memory.maxBytes", "admin.listen", "log.format"}
+	want := []string{"listen", "statusLine", "aspNetVersion", "memory.maxBytes", "admin.listen", "tds.listen", "log.format"}
 	if !slices.Equal(fixed, want) {
 		t.Errorf("settings that need a restart: %q, want %q", fixed, want)
 	}

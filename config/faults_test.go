@@ -33,6 +33,9 @@ func faultsOf(t *testing.T, err error) []Fault {
 	return list
 }
 
+// sampleHash is a password's hash, as aspstate hash-password prints it.
+const sampleHash = "pbkdf2-sha256$600000$AHVzLJyhHKoIvTt6EtxUJg$gR5XnLKfHnPNzEWS5VhkQsjXCN/hNExkLUX7OVHcfJQ"
+
 func TestFaults(t *testing.T) {
 	const sqlite = "sqlConnectionString: "
 	for _, test := range []struct {
@@ -54,8 +57,15 @@ func TestFaults(t *testing.T) {
 		{"applications: [{name: a/b, ids: [a]}]", "applications", "cannot be a name"},
 		{"applications: [{name: a, ids: [/x]}, {name: b, ids: [/X]}]", "applications", "/X is there twice, in a and b"},
 		{"applications: [{name: a, ids: [/x]}, {name: a, ids: [/y]}]", "applications", "is there twice"},
-		{"tds: {listen: 127.0.0.1:1}", "tds", "not in this version"},
-		{"tds:", "tds", "not in this version"},
+		{"tds: {listen: 127.0.0.1, users: [a:" + sampleHash + "]}", "tds.listen", "is not host:port"},
+		{"tds: {listen: '*:1433', users: [a:" + sampleHash + "]}", "tds.listen", "is not an address"},
+		{"tds: {listen: 127.0.0.1:42424, users: [a:" + sampleHash + "]}", "tds.listen", "another listener's address"},
+		{"tds: {listen: 127.0.0.1:42480, users: [a:" + sampleHash + "]}", "tds.listen", "another listener's address"},
+		{"tds: {listen: 0.0.0.0:1433, users: [a:" + sampleHash + "]}", "tds.listen", "allow is empty"},
+		{"tds: {listen: 127.0.0.1:1433, databases: [], users: [a:" + sampleHash + "]}", "tds.databases", "no name for the database"},
+		{"tds: {users: [a:" + sampleHash + ", A:" + sampleHash + "]}", "tds.users", `"A" is there twice`},
+		{"tds: {users: ['a:secret']}", "tds.users", `"a" has no password hash`},
+		{"tds: {users: [':" + sampleHash + "']}", "tds.users", "no name of 1 to 128"},
 		{"sweep: &s {batch: 5}\nlimits: *s", "limits.batch", "unknown key"},
 		{"\"a\\x1b[31m\": 1", `"a\x1b[31m"`, "unknown key"},
 		{"limits: 5", "limits", "a group of settings"},

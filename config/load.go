@@ -56,7 +56,7 @@ func AddFlags(flags *pflag.FlagSet, keys ...string) {
 			v.kind = "size"
 		case time.Duration:
 			v.kind = "duration"
-		case []string, []netip.Prefix:
+		case []string, []netip.Prefix, Users:
 			v.kind = "list"
 		default:
 			v.kind = "text"
@@ -159,6 +159,7 @@ func load(file string, data []byte, environ []string, flags *pflag.FlagSet) (*Co
 	}
 	l.resolve(c, filepath.Dir(file))
 	l.resolveAdmin(c, filepath.Dir(file))
+	l.resolveTDS(c, filepath.Dir(file))
 	l.validate(c)
 	c.Warnings = append(c.Warnings, l.strangers(c)...)
 	if len(l.faults) > 0 {
@@ -241,9 +242,7 @@ func (l *loader) checkKeys(node *yaml.Node, prefix string) {
 			continue
 		}
 		f := Fault{Key: key, Source: l.at(name.Line), Problem: "unknown key", Remedy: "the keys here are " + strings.Join(keysIn(prefix), ", ")}
-		if slices.ContainsFunc(later, func(k string) bool { return strings.ToLower(k) == lower }) {
-			f.Problem, f.Remedy = "not in this version of aspstate", "remove it"
-		} else if full := namesake(name.Value); full != "" {
+		if full := namesake(name.Value); full != "" {
 			f.Remedy = "did you mean " + full + "?"
 		}
 		l.faults = append(l.faults, f)
@@ -302,7 +301,7 @@ func (l *loader) decode(s setting, raw any, field reflect.Value) {
 		texts = append(texts, text)
 	}
 	switch p := field.Addr().Interface().(type) {
-	case *[]string, *[]netip.Prefix:
+	case *[]string, *[]netip.Prefix, *Users:
 		if !isList {
 			text, ok := scalar(raw)
 			if !ok {
@@ -315,11 +314,14 @@ func (l *loader) decode(s setting, raw any, field reflect.Value) {
 				}
 			}
 		}
-		if out, ok := p.(*[]string); ok {
+		switch out := p.(type) {
+		case *[]string:
 			*out = texts
-			return
+		case *Users:
+			*out = texts
+		case *[]netip.Prefix:
+			*out = l.prefixes(s.key, texts)
 		}
-		*p.(*[]netip.Prefix) = l.prefixes(s.key, texts)
 		return
 	}
 	text, ok := scalar(raw)
@@ -454,6 +456,15 @@ func (l *loader) resolveAdmin(c *Config, dir string) {
 	case strings.HasPrefix(l.source[key], "--") && token.text != "":
 		l.fault(key, "a token on the command line can be read by every user of this machine",
 			"put it into a file or an environment variable and write file:PATH or env:NAME")
+	}
+}
+
+// resolveTDS finds the files of the certificate.
+func (l *loader) resolveTDS(c *Config, dir string) {
+	for _, path := range []*string{&c.TDS.Certificate, &c.TDS.Key} {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
+		}
 	}
 }
 

@@ -43,6 +43,7 @@ func (l *loader) checkNumber(key string, value, least, most int) {
 func (l *loader) validate(c *Config) {
 	l.validateListen(c)
 	l.validateAdmin(c)
+	l.validateTDS(c)
 	l.validateApplications(c)
 	l.validateTakeOver(c)
 
@@ -172,6 +173,46 @@ func (l *loader) validateAdmin(c *Config) {
 		"set admin.token to env:NAME or file:PATH, or listen on 127.0.0.1")
 	if a.Certificate == "" {
 		c.warn("admin.listen %s is reached from other machines without TLS: token and session IDs can be read on the way; set admin.certificate and admin.key", a.Listen)
+	}
+}
+
+// passwordHash is what aspstate hash-password prints.
+var passwordHash = regexp.MustCompile(`^pbkdf2-sha256\$[1-9][0-9]{4,6}\$[A-Za-z0-9+/]{11,}\$[A-Za-z0-9+/]{43}$`)
+
+func (l *loader) validateTDS(c *Config) {
+	t := c.TDS
+	const remedy = "write NAME:HASH, with the hash that aspstate hash-password prints"
+	seen := map[string]bool{}
+	for i := range t.Users {
+		name, hash := t.Users.User(i)
+		l.check(name != "" && len(name) <= 128, "tds.users", fmt.Sprintf("user %d has no name of 1 to 128 letters", i+1), remedy)
+		l.check(passwordHash.MatchString(hash), "tds.users", strconv.Quote(name)+" has no password hash", remedy)
+		l.check(!seen[strings.ToLower(name)], "tds.users", strconv.Quote(name)+" is there twice", "remove one")
+		seen[strings.ToLower(name)] = true
+	}
+	if t.Key != "" && t.Certificate == "" {
+		c.warn("tds.key has no effect without tds.certificate")
+	}
+	if t.Listen == "" {
+		return
+	}
+	if len(t.Users) == 0 && !l.unreadable["tds.users"] {
+		c.warn("nobody can log in at %s (tds.listen), because tds.users is empty", t.Listen)
+	}
+	l.check(len(t.Databases) > 0, "tds.databases", "there is no name for the database", "write ASPState")
+	host, port, err := net.SplitHostPort(t.Listen)
+	n, bad := strconv.ParseUint(port, 10, 16)
+	switch {
+	case err != nil, bad != nil:
+		l.check(false, "tds.listen", strconv.Quote(t.Listen)+" is not host:port", "write 127.0.0.1:1433, or leave it empty")
+	case host == "*" || host == "+":
+		l.check(false, "tds.listen", t.Listen+" is not an address", "write 0.0.0.0:"+port+" for every IPv4 address or [::]:"+port+" for every address")
+	case n != 0 && (slices.Contains(c.Listen, t.Listen) || c.Admin.Listen == t.Listen):
+		l.check(false, "tds.listen", t.Listen+" is another listener's address", "write another port")
+	case !isLoopback(host) && !l.unreadable["allow"]:
+		l.check(len(c.Allow) > 0, "tds.listen",
+			"other machines can reach "+t.Listen+" and allow is empty; web servers deserialise what is stored through it, so whoever can log in can run code on them",
+			"list your web servers in allow, such as allow: [10.1.2.3, 10.1.2.4]")
 	}
 }
 

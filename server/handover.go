@@ -31,9 +31,10 @@ import (
 
 const (
 	// maxWaiters and maxWaitersOfClient bound the waiters of a session and of a client
-	// address. Who comes later is answered at once.
+	// address. Who comes later is answered at once. A client of mode="SQLServer" has at most 100 connections
+	// (Max Pool Size); the other half is for those who end locks.
 	maxWaiters         = 32
-	maxWaitersOfClient = 64
+	maxWaitersOfClient = 50
 
 	// budgetAfterWait is what is left of a request's budget, at least, when it has waited.
 	budgetAfterWait = 500 * time.Millisecond

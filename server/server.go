@@ -34,7 +34,7 @@ type Server struct {
 	mu        sync.Mutex
 	conns     map[*Conn]struct{}
 	listeners map[net.Listener]struct{} // that accept
-	ctx       context.Context // of the connections
+	ctx       context.Context           // of the connections
 	cutOff    context.CancelFunc
 	ended     chan struct{} // closed when closing, and the last listener and the last connection have ended
 	refused   seldom        // connections for which there was no room
@@ -151,7 +151,11 @@ func (c *Conn) closeIdle() bool {
 
 // Serve accepts connections from ln until Shutdown, and returns
 // ErrServerClosed then. It may be called for several listeners.
-func (s *Server) Serve(ln net.Listener) error {
+func (s *Server) Serve(ln net.Listener) error { return s.ServeWith(ln, s.Handle) }
+
+// ServeWith is Serve for another protocol, whose connections handle serves in place of Handle. Limit, access list
+// and shutdown are those of all connections.
+func (s *Server) ServeWith(ln net.Listener, handle func(ctx context.Context, c *Conn)) error {
 	defer ln.Close()
 	if !s.track(ln) {
 		return ErrServerClosed
@@ -181,7 +185,7 @@ func (s *Server) Serve(ln net.Listener) error {
 			continue
 		}
 		if c := s.admit(nc); c != nil {
-			go s.run(c)
+			go s.run(c, handle)
 		}
 	}
 }
@@ -250,7 +254,7 @@ func (s *Server) closeLongestIdle() bool {
 	}
 }
 
-func (s *Server) run(c *Conn) {
+func (s *Server) run(c *Conn, handle func(ctx context.Context, c *Conn)) {
 	defer s.remove(c)
 	defer c.Close()
 	defer func() {
@@ -259,7 +263,7 @@ func (s *Server) run(c *Conn) {
 				"client", c.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
 		}
 	}()
-	s.Handle(s.ctx, c)
+	handle(s.ctx, c)
 }
 
 func (s *Server) remove(c *Conn) {

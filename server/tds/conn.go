@@ -294,6 +294,7 @@ func (c *conn) takeBack(l lock) {
 func (c *conn) write() bool {
 	c.SetWriteDeadline(time.Now().Add(c.settings.Write))
 	c.out = appendMessage(c.out[:0], packetReply, c.packetSize, c.t.b)
+	defer c.Answer()()
 	_, err := c.stream.Write(c.out)
 	if err != nil {
 		c.takeBack(c.granted)

@@ -23,7 +23,7 @@ const (
 	hashSize       = 32
 
 	minIterations = 10_000
-	maxIterations = 10_000_000
+	maxIterations = 9_999_999
 
 	// loginFails is how long a refused login takes, at least.
 	loginFails = time.Second
