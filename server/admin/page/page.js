@@ -268,8 +268,8 @@ async function status() {
   ].join(" · ");
 
   const alerts = [];
-  if (!s.ready) alerts.push(`Not ready: ${s.not_ready}.`);
   if (s.store_failing_seconds > 0) alerts.push(`The store has been failing for ${duration(s.store_failing_seconds)}: ${s.store_error}`);
+  else if (!s.ready) alerts.push(`Not ready: ${s.not_ready}.`);
   if (s.sweeper?.error) alerts.push(`Expired sessions are not deleted: ${s.sweeper.error}`);
   const nodes = alerts.map((text) => el("p", { className: "alert" }, text));
   if (s.switch && s.switch.stage !== "moved") {
