@@ -39,6 +39,8 @@ func failure(err error) error {
 // denied is the text of error 229: the right and the object.
 var denied = regexp.MustCompile(`The ([A-Z]+) permission was denied on the (?:object|column '[^']*' of the object) '([^']*)'`)
 
+const grants = "GRANT SELECT, INSERT, UPDATE, DELETE ON dbo.ASPStateTempSessions, dbo.ASPStateTempApplications and dbo.ASPStateRequests"
+
 // remedy reports whether no retry mends the error, and what does.
 func remedy(e mssql.Error) (remedy string, permanent bool) {
 	for _, all := range e.All {
@@ -53,7 +55,7 @@ func remedy(e mssql.Error) (remedy string, permanent bool) {
 		if m := denied.FindStringSubmatch(e.Message); m != nil {
 			return fmt.Sprintf("the login needs: GRANT %s ON dbo.%s", m[1], m[2]), true
 		}
-		return "the login needs: GRANT SELECT, INSERT, UPDATE, DELETE ON dbo.ASPStateTempSessions, dbo.ASPStateTempApplications and dbo.ASPStateRequests", true
+		return "the login needs: " + grants, true
 	case 262, 297, 300, 916:
 		return "the login needs more rights in the database", true
 	case 18456, 18452, 18450, 18451, 18461, 18470, 18486, 18487, 18488:

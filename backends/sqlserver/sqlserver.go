@@ -91,8 +91,27 @@ func parse(connectionString string) (config msdsn.Config, connections int, err e
 	return config, connections, nil
 }
 
-// schemaSQL fails where the schema or a right is missing.
+// presentSQL answers how many of the tables the login can see.
+const presentSQL = `SELECT COUNT(*) FROM sys.objects WHERE schema_id = SCHEMA_ID('dbo')
+    AND LOWER(name) IN ('aspstatetempsessions', 'aspstatetempapplications', 'aspstaterequests')`
+
+// schemaSQL fails where a column or a right is missing.
 const schemaSQL = `SELECT TOP 0 s.SessionItemLong, a.AppId, r.Seq FROM dbo.ASPStateTempSessions s, dbo.ASPStateTempApplications a, dbo.ASPStateRequests r`
+
+// ready returns nil if the database can serve.
+func (s *Store) ready(ctx context.Context) error {
+	tables, err := query(ctx, s, presentSQL, "", nil, func(rows *sql.Rows) (n int, err error) {
+		err = rows.Scan(&n)
+		return n, err
+	})
+	if err == nil && tables < 3 {
+		return fmt.Errorf("the login sees %d of the 3 tables (run: aspstate migrate up; or, if that was done: %s): %w", tables, grants, backends.ErrPermanent)
+	}
+	if err != nil {
+		return err
+	}
+	return s.exec(ctx, schemaSQL, "")
+}
 
 // wait returns when the database answers.
 func (s *Store) wait(ctx context.Context) error {
@@ -100,7 +119,7 @@ func (s *Store) wait(ctx context.Context) error {
 	defer cancel()
 	begun, said := time.Now(), time.Time{}
 	for {
-		err := s.exec(ctx, schemaSQL, "")
+		err := s.ready(ctx)
 		if err == nil || errors.Is(err, backends.ErrPermanent) {
 			return err
 		}
@@ -142,10 +161,13 @@ func query[T any](ctx context.Context, s *Store, batch, declared string, args []
 	done := make(chan result, 1)
 	go func() {
 		defer func() { <-s.gate }()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience+transfer(args))
+		limit := patience + transfer(args)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		defer cancel()
 		var r result
-		r.answer, r.err = ask(ctx, s.db, batch, declared, args, each)
+		if r.answer, r.err = ask(ctx, s.db, batch, declared, args, each); r.err != nil && ctx.Err() != nil {
+			r.err = fmt.Errorf("the database did not answer within %v", limit)
+		}
 		done <- r
 	}()
 	select {
