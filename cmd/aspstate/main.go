@@ -43,6 +43,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 		sessionsCommand(environ),
 		reloadCommand(environ),
 		doctorCommand(environ),
+		hashPasswordCommand(),
 		versionCommand(),
 	)
 	root.SetArgs(args)

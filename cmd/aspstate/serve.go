@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 	"aspstate/server"
 	"aspstate/server/admin"
 	"aspstate/server/stateserver"
+	"aspstate/server/tds"
 )
 
 // drainTime is how long requests under way may take to end when the server
@@ -113,6 +115,9 @@ type process struct {
 	sweeper  *server.Sweeper
 	sampler  *server.Sampler
 	admin    *admin.Server // nil for none
+	tds      *tds.Server   // nil for none
+
+	ownCertificate tls.Certificate // made up for tds, where the settings have none
 
 	addresses []string // where it listens for web servers
 }
@@ -152,6 +157,11 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 		return err
 	}
 	p.addresses = addressesOf(listeners)
+	tdsListener, err := p.listenTDS(ctx)
+	if err != nil {
+		closeAll(listeners)
+		return err
+	}
 	var background sync.WaitGroup
 	work, endWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer background.Wait()
@@ -161,15 +171,21 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	background.Go(func() { p.sampler.Run(work) })
 	background.Go(func() { p.sessions.Probe(work) })
 	if err := p.serveAdmin(ctx); err != nil {
-		for _, ln := range listeners {
-			ln.Close()
+		closeAll(listeners)
+		if tdsListener != nil {
+			tdsListener.Close()
 		}
 		return err
 	}
-	failed := make(chan error, len(listeners))
+	failed := make(chan error, len(listeners)+1)
 	for _, ln := range listeners {
 		go func() { failed <- p.server.Serve(ln) }()
 		p.log.Info("serving", "address", ln.Addr().String(), "mode", string(p.config.Mode), "version", programVersion())
+	}
+	if tdsListener != nil {
+		go func() { failed <- p.server.ServeWith(tdsListener, p.tds.Handle) }()
+		p.log.Info("serving mode=\"SQLServer\"", "address", tdsListener.Addr().String(), "databases", p.config.TDS.Databases, "users", p.config.TDS.Users.String())
+		p.sayReadyTDS(stdout, tdsListener)
 	}
 	p.sayReady(stdout, listeners, says(place))
 	p.systemd.tell("READY=1", "STATUS=serving on "+strings.Join(p.addresses, ", "))
@@ -204,6 +220,7 @@ func (p *process) apply(was *config.Config) {
 	p.sweeper.Configure(c.Sweep.Interval, c.Sweep.Batch)
 	p.sessions.SetSlow(c.Log.Slow)
 	p.configureAdmin()
+	p.configureTDS()
 }
 
 func frontSettings(l config.Limits) stateserver.Settings {
@@ -288,6 +305,12 @@ func addressesOf(listeners []net.Listener) (addresses []string) {
 		addresses = append(addresses, ln.Addr().String())
 	}
 	return addresses
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, ln := range listeners {
+		ln.Close()
+	}
 }
 
 // sayReady prints what to paste into web.config, and where sessions are kept.

@@ -40,9 +40,13 @@ var webConfig = template.Must(template.New("web.config").Funcs(template.FuncMap{
 <sessionState mode="StateServer"
               stateConnectionString="tcpip={{attr .Address}}"
               stateNetworkTimeout="{{.NetworkTimeout}}" />
-{{if .SQL}}
+{{if .TDS}}
+<!-- Or with mode="SQLServer", which this server answers as a SQL Server with an ASPState database would. The sessions are the same;
+     the password is yours to fill in. -->
+{{.TDS}}
+{{else if .SQL}}
 <!-- mode="SQLServer" needs a SQL Server database: this server keeps its sessions in {{attr .SQL}}, which
-     web servers cannot use themselves. -->
+     web servers cannot use themselves. With tds.listen this server answers as one. -->
 {{end}}{{if .Direct}}
 <!-- Or without this server, straight to the database that it uses. The sessions are the same. Names, not addresses and passwords, are
      yours to fill in. -->
@@ -64,7 +68,13 @@ var webConfig = template.Must(template.New("web.config").Funcs(template.FuncMap{
 
 func printWebConfig(w io.Writer, c *config.Config) error {
 	address, reachable := farmAddress(c.Listen)
+	element := ""
+	if c.TDS.Listen != "" {
+		source, _ := farmAddress([]string{c.TDS.Listen})
+		element = sqlServerElement(c, source)
+	}
 	return webConfig.Execute(w, map[string]any{
+		"TDS":     element,
 		"Address": address, "Reachable": reachable, "Listen": strings.Join(c.Listen, ", "),
 		"NetworkTimeout": max(10, int((c.RequestBudget+2*time.Second+time.Second-1)/time.Second)), "Budget": c.RequestBudget,
 		"Direct": direct(c.Place()), "SQL": notDirect(c.Place()),
