@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -233,18 +234,36 @@ func TestProbe(t *testing.T) {
 // slowInspector takes its time to count.
 type slowInspector struct {
 	*memory.Store
+	mu    sync.Mutex // for what follows
 	took  time.Duration
 	calls int
 	err   error
 }
 
 func (s *slowInspector) Applications(ctx context.Context) ([]backends.ApplicationInfo, error) {
+	s.mu.Lock()
 	s.calls++
-	time.Sleep(s.took)
-	if s.err != nil {
-		return nil, s.err
+	took, err := s.took, s.err
+	s.mu.Unlock()
+	time.Sleep(took)
+	if err != nil {
+		return nil, err
 	}
 	return s.Store.Applications(ctx)
+}
+
+// set changes how long a count takes and how it ends.
+func (s *slowInspector) set(took time.Duration, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.took, s.err = took, err
+}
+
+// counted returns how many counts there have been.
+func (s *slowInspector) counted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls
 }
 
 func TestSamplerRests(t *testing.T) {
@@ -266,10 +285,10 @@ func TestSamplerRests(t *testing.T) {
 			s.Run(ctx)
 		}()
 		in := func(d time.Duration) int {
-			before := store.calls
+			before := store.counted()
 			time.Sleep(d)
 			synctest.Wait()
-			return store.calls - before
+			return store.counted() - before
 		}
 		if n := in(time.Minute); n < 11 || n > 13 {
 			t.Errorf("%d counts a minute of a quick store", n)
@@ -277,17 +296,17 @@ func TestSamplerRests(t *testing.T) {
 		if total := s.Latest().Total(); total.Sessions != 1 || total.Bytes != 3 {
 			t.Errorf("sample: %+v", s.Latest())
 		}
-		store.took = 2 * time.Second
+		store.set(2*time.Second, nil)
 		in(time.Minute)
 		if n := in(10 * time.Minute); n < 5 || n > 7 { // 2 s of every 102
 			t.Errorf("%d counts in ten minutes of a store that takes 2 s", n)
 		}
-		store.took, store.err = 0, errors.New("down")
+		store.set(0, errors.New("down"))
 		in(3 * time.Minute)
 		if sample := s.Latest(); sample.Err == nil || sample.Total().Sessions != 1 || time.Since(sample.At) < time.Minute {
 			t.Errorf("while the store fails: %+v", sample)
 		}
-		store.err = nil
+		store.set(0, nil)
 		in(3 * time.Minute)
 		if sample := s.Latest(); sample.Err != nil || time.Since(sample.At) > time.Minute {
 			t.Errorf("afterwards: %+v", sample)
