@@ -5,12 +5,16 @@
 -- request takes effect only if it raises Seq, so that one that was tried again, or comes late, does so once. LockCookie and
 -- Flags are what it was answered with (Flags: 2 it reported the uninitialized mark, 4 it was called off).
 -- The row of Slot 0 is of the migrations: Seq is the version of the schema, Flags 1 says that ASPState was adopted.
+-- The row of Slot 1 is of moves to and from other stores: Content says which, LockCookie 1 that this database was left, and Seq
+-- counts its changes. Flags 8 closes a request's row because the database was left. Rows with Flags from 16 on are no requests: 16 is a
+-- server, 32 a session that a move brought, 64 an application's name that ASPState cannot hold.
 CREATE TABLE dbo.ASPStateRequests (
     Slot       binary(16) NOT NULL CONSTRAINT PK_ASPStateRequests PRIMARY KEY,
     Seq        bigint     NOT NULL,
     LockCookie int        NOT NULL,
     Flags      int        NOT NULL,
-    LastUse    datetime   NOT NULL
+    LastUse    datetime   NOT NULL,
+    Content    varbinary(max) NULL
 )
 GO
 -- Created:
@@ -62,10 +66,10 @@ SET @h = 5381
 SET @i = 1
 WHILE @i <= DATALENGTH(@bytes)
 BEGIN
-    SET @h = (@h * 33 % 4294967296) ^ CONVERT(bigint, CONVERT(int, SUBSTRING(@bytes, @i, 1)))
+    SET @h = (@h * 33 & CONVERT(bigint, 4294967295)) ^ CONVERT(bigint, CONVERT(int, SUBSTRING(@bytes, @i, 1)))
     SET @i = @i + 1
 END
-IF @h > 2147483647 SET @h = @h - 4294967296
+IF @h > 2147483647 SET @h = @h - CONVERT(bigint, 4294967296)
 SET @hash = CONVERT(int, @h)
 RETURN 0
 GO
@@ -86,7 +90,10 @@ BEGIN
     BEGIN CATCH
         SET @owner = NULL
         SELECT @owner = RTRIM(AppName) FROM dbo.ASPStateTempApplications WHERE AppId = @appId
-        IF @owner IS NULL THROW;
+        IF @owner IS NULL
+        BEGIN;
+            THROW;
+        END
         IF @owner <> @appName
             RAISERROR('The applications ''%s'' and ''%s'' have the same hash code and cannot both keep sessions here: rename one of them.', 18, 1, @appName, @owner)
     END CATCH
