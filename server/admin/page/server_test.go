@@ -33,7 +33,8 @@ func (process) Reload() (changed, restart []string, err error) {
 func (process) Switch(context.Context, string) error { return errors.ErrUnsupported }
 func (process) Show(connectionString string) string  { return connectionString }
 
-// signIn gives the browser the cookie that the listener sets for a token.
+// signIn gives the browser, which cannot send the form while the listener's answers say Referrer-Policy: no-referrer (Origin: null is refused),
+// the cookie that the listener sets for a token.
 func signIn(t *testing.T, address, token string) chromedp.Action[chromedp.Void] {
 	t.Helper()
 	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
