@@ -169,10 +169,11 @@ func (c *conn) readMessage(ctx context.Context, most int64) (m message, err erro
 				return m, nil
 			}
 		}
-		if have := len(m.body); have+n > cap(m.body) {
-			if int64(have+n) > most {
-				return m, errTooLarge
-			}
+		have := len(m.body)
+		if int64(have+n) > most {
+			return m, errTooLarge
+		}
+		if have+n > cap(m.body) {
 			grown := max(2*cap(m.body), have+n)
 			if err := share.grow(ctx, int64(grown-cap(m.body))); err != nil {
 				return m, errGone
