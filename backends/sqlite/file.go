@@ -99,7 +99,7 @@ func uri(path string) string {
 
 // filePragmas are run on every connection.
 var filePragmas = []string{
-	"busy_timeout = 5000", // for other programs that look at the file
+	"busy_timeout = " + otherWait,
 	// Freed pages can be given back bit by bit. This works only before the first table, and before
 	// WAL, which writes the file's header.
 	"auto_vacuum = INCREMENTAL",

@@ -218,7 +218,8 @@ func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
 	return s.finish(ctx, newOp("reset timeout", (*writer).resetTimeout, key, backends.Token{}))
 }
 
-// DeleteExpired implements backends.Store. It also forgets applications that nobody needs.
+// DeleteExpired implements backends.Store. It also forgets applications that nobody needs, and gives room that is not
+// needed back to the file system.
 func (s *Store) DeleteExpired(ctx context.Context, limit int) (deleted int, err error) {
 	for deleted < limit {
 		o := newOp("delete expired", (*writer).deleteExpired, backends.Key{}, backends.Token{})
@@ -235,6 +236,11 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (deleted int, err 
 			break
 		}
 		deleted += n
+	}
+	if deleted < limit {
+		if err := s.giveBack(ctx); err != nil {
+			return deleted, err
+		}
 	}
 	return deleted, s.tendApplications(ctx)
 }

@@ -15,9 +15,9 @@ import (
 
 // writerPragmas are run on the writer's connection, besides those of the file.
 var writerPragmas = []string{
-	"wal_autocheckpoint = 8000", // pages: 32 MB of log, written back at once
-	"journal_size_limit = 67108864",
-	"cache_size = -32768", // KiB; nobody else writes, so it stays valid
+	"wal_autocheckpoint = 8000",     // pages: 32 MB of log, written back at once
+	"journal_size_limit = 67108864", // logLimit
+	"cache_size = -32768",           // KiB; nobody else writes, so it stays valid
 }
 
 // The transaction, and the statements that change a session. Each of them leaves alone what it does
@@ -38,8 +38,9 @@ VALUES (?1, ?2, ?3, ?4, ?3, 1, ?5, 0, ?6, ?7)`
 	setFlags      = `UPDATE sessions SET flags = ?2 WHERE rowid = ?1`
 	findExpired   = `SELECT rowid FROM sessions WHERE expires < ?2 ORDER BY expires LIMIT ?1`
 
-	writeBack = `PRAGMA wal_checkpoint(PASSIVE)`
-	emptyLog  = `PRAGMA wal_checkpoint(TRUNCATE)`
+	writeBack  = `PRAGMA wal_checkpoint(PASSIVE)`
+	restartLog = `PRAGMA wal_checkpoint(RESTART)`
+	emptyLog   = `PRAGMA wal_checkpoint(TRUNCATE)`
 )
 
 // writer is the one connection that writes. Its goroutine runs what is queued in batches of one
@@ -51,6 +52,8 @@ type writer struct {
 	apps     *applications
 	log      *slog.Logger
 	warned   time.Time
+	logFile  string // SQLite's log
+	logTried int64  // its size when it was last to begin anew
 
 	now       int64          // of the batch at hand
 	moves     backends.Moves // as of the operation at hand
@@ -74,7 +77,7 @@ func (s *Store) newWriter(path string) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{conn: c, queue: &s.queue, outcomes: &s.outcomes, apps: &s.apps, log: s.log, committed: &s.moves}
+	w := &writer{conn: c, queue: &s.queue, outcomes: &s.outcomes, apps: &s.apps, log: s.log, committed: &s.moves, logFile: path + "-wal"}
 	for _, p := range []struct {
 		stmt **stmt
 		sql  string
@@ -112,6 +115,7 @@ func (w *writer) run() {
 			batch[i] = nil
 			o.done <- struct{}{}
 		}
+		w.boundLog()
 	}
 }
 
