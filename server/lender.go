@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"aspstate/backends"
 )
@@ -27,6 +28,7 @@ type lending struct {
 	s      *Sessions
 	what   string // for the log
 	taken  atomic.Int64
+	last   atomic.Int64 // when, in Unix nanoseconds
 	missed atomic.Int64 // not there either
 
 	mu     sync.Mutex
@@ -83,6 +85,7 @@ func (l *lending) claim(ctx context.Context, r *route, from string, lender Lende
 	delete(l.locked, name)
 	l.mu.Unlock()
 	l.taken.Add(1)
+	l.last.Store(time.Now().UnixNano())
 	remove := func(ctx context.Context) error { return lender.Remove(ctx, session, item.LockCookie) }
 	if err := remove(ctx); !backends.IsAnswer(err) {
 		l.s.later.add(task{"remove a session where it was taken over from", remove})
@@ -136,14 +139,17 @@ func (s *Sessions) TakeOver(name string, from Lender) {
 	s.renewRoute()
 }
 
-// TakenOver returns how many sessions were taken over from the other state server, and how many were not there
-// either. ok is false without TakeOver.
-func (s *Sessions) TakenOver() (taken, missed int64, ok bool) {
+// TakenOver returns how many sessions were taken over from the other state server, how many were not there
+// either, and when the last one came (zero if none did). ok is false without TakeOver.
+func (s *Sessions) TakenOver() (taken, missed int64, last time.Time, ok bool) {
 	t := s.takesOver.Load()
 	if t == nil {
-		return 0, 0, false
+		return 0, 0, last, false
 	}
-	return t.taken.Load(), t.missed.Load(), true
+	if at := t.last.Load(); at != 0 {
+		last = time.Unix(0, at)
+	}
+	return t.taken.Load(), t.missed.Load(), last, true
 }
 
 // TakesOver reports whether Session.Target is needed.

@@ -202,6 +202,7 @@ func TestTakeOverAndApplicationsBySettings(t *testing.T) {
 	r := start(t, "--sql-connection-string=sqlite:"+filepath.Join(t.TempDir(), "new.db"), "--lock-wait=0s",
 		"--take-over=tcpip="+old.address, "--applications=shop="+shopApp+",/LM/W3SVC/7/ROOT/shop")
 	c := dial(t, r)
+	want(t, 0, []string{"0 sessions came from the old state server, none yet"}, "status", "--admin="+adminAddress(t, r))
 	wantStatus(t, 423)(c.GetExclusive(client.Target(shopApp, "s0")))
 	wantStatus(t, 200)(c.Release(client.Target(shopApp, "s0"), lock.LockCookie))
 	for i := range 10 {
@@ -210,6 +211,7 @@ func TestTakeOverAndApplicationsBySettings(t *testing.T) {
 		}
 		wantStatus(t, 200)(c.Get(client.Target("/LM/W3SVC/7/ROOT/SHOP", fmt.Sprint("s", i))))
 	}
+	want(t, 0, []string{"10 sessions came from the old state server, the last "}, "status", "--admin="+adminAddress(t, r))
 }
 
 func TestWebConfig(t *testing.T) {

@@ -96,6 +96,13 @@ func statusPage(w io.Writer, s admin.Status) {
 		}
 		line("switch", "%s", text)
 	}
+	if t := s.TakeOver; t != nil {
+		text := "none yet"
+		if t.Last != nil {
+			text = "the last " + ago(*t.Last, s.Now)
+		}
+		line("take over", "%d sessions came from the old state server, %s; %d were not there either", t.Taken, text, t.Missed)
+	}
 }
 
 func reloadCommand(environ []string) *cobra.Command {

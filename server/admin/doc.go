@@ -120,7 +120,9 @@
 //	            "claimed": 120,                       moved because web servers asked for them
 //	            "copying": true,                      this server moves the others: moved of total, at per_second
 //	            "moved": 4000, "total": 10000, "per_second": 2000, "left_seconds": 3,
-//	            "error": "…"}}                        why copying stopped for now; it goes on. stage ends with moved
+//	            "error": "…"},                        why copying stopped for now; it goes on. stage ends with moved
+//	 "take_over": {"taken": 12, "missed": 3, "last": "…"}}   sessions that came from the state server of takeOver, since the start, those that
+//	                                                  were not there either, and when the last one came; absent without takeOver
 //
 //	GET /api/history?after=TIME
 //

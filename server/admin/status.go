@@ -78,6 +78,15 @@ type Status struct {
 	Totals          Totals  `json:"totals"`
 	Rates           *Point  `json:"rates,omitempty"`
 	Switch          *Switch `json:"switch,omitempty"`
+
+	TakeOver *TakeOver `json:"take_over,omitempty"`
+}
+
+// TakeOver counts the sessions asked for at the state server that takeOver names, since the start.
+type TakeOver struct {
+	Taken  int64      `json:"taken"`
+	Missed int64      `json:"missed"`
+	Last   *time.Time `json:"last,omitempty"`
 }
 
 // Pool is the store's pool of connections.
@@ -150,6 +159,9 @@ func (s *Server) status() Status {
 	last, err := s.sweeper.Done()
 	st.Sweeper = Sweeper{s.sweeper.Interval().Seconds(), known(last), s.sweeper.Swept(), text(err)}
 	st.Switch = s.switching()
+	if taken, missed, last, ok := s.sessions.TakenOver(); ok {
+		st.TakeOver = &TakeOver{taken, missed, known(last)}
+	}
 	return st
 }
 
