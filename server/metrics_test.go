@@ -214,11 +214,10 @@ func TestProbe(t *testing.T) {
 		failing(false)
 		r.store.Fail(backendtest.Down)
 		failing(true)
-		pings := count(&r.Metrics.Statements[stmtPing])
 		r.store.Fail(nil)
 		failing(false)
 		// Requests show how the store does, and leave nothing to probe.
-		pings = count(&r.Metrics.Statements[stmtPing])
+		pings := count(&r.Metrics.Statements[stmtPing])
 		for range 10 {
 			r.get()
 			time.Sleep(probeEvery / 2)

@@ -9,6 +9,7 @@ import (
 	"aspstate/backends/memory"
 	"aspstate/backends/postgres"
 	"aspstate/backends/sqlite"
+	"aspstate/backends/sqlserver"
 	"aspstate/config"
 	"aspstate/migrations"
 	"aspstate/server/admin"
@@ -92,6 +93,9 @@ func kindOf(store backends.Store) (kind string, schema int) {
 	case *postgres.Store:
 		schema, _ = migrations.LatestPostgres()
 		return string(config.Postgres), schema
+	case *sqlserver.Store:
+		schema, _ = migrations.LatestSQLServer()
+		return string(config.SQLServer), schema
 	default:
 		return "other", 0
 	}

@@ -62,7 +62,7 @@ type Process interface {
 type Facts struct {
 	Version       string
 	Mode          string
-	Store         string // memory, sqlite or postgres
+	Store         string // memory, sqlite, postgres or sqlserver
 	Database      string // without password; "" for memory
 	SchemaVersion int    // 0 for none
 	Listen, Allow []string
@@ -187,7 +187,7 @@ func harden(next http.Handler) http.Handler {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("X-Frame-Options", "DENY")
-		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Referrer-Policy", "same-origin")
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 		h.Set("Cache-Control", "no-store")

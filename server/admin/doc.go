@@ -97,7 +97,7 @@
 //
 //	{"version": "1.0.0", "host": "state1", "pid": 4711, "started": "…", "now": "…",
 //	 "ready": true, "not_ready": "…",                 why it is not ready
-//	 "mode": "SQLServer", "store": "postgres",        sqlite, postgres or memory
+//	 "mode": "SQLServer", "store": "postgres",        sqlite, postgres, sqlserver or memory
 //	 "database": "postgres://aspstate@db1/sessions",  without password; absent for memory
 //	 "schema_version": 3,                             absent for memory
 //	 "listen": ["10.1.2.10:42424"], "allow": ["10.1.2.0/24"],
