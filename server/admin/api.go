@@ -80,7 +80,7 @@ func (s *Server) api() http.Handler {
 		result, err := do(ctx, r)
 		if err != nil {
 			p := toProblem(err)
-			if p.status >= 500 {
+			if p.status >= 500 && r.Context().Err() == nil { // else nobody waits for it any more
 				s.log.Warn("an operator's request failed", "path", r.URL.Path, "error", err)
 			}
 			answer(w, p.status, p)

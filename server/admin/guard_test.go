@@ -176,6 +176,30 @@ func TestLogin(t *testing.T) {
 	}
 }
 
+// The page is served with a policy of its own, to who may ask.
+func TestPage(t *testing.T) {
+	r := newRig(t)
+	for path, kind := range map[string]string{"/": "text/html", "/page/page.js": "text/javascript", "/page/page.css": "text/css"} {
+		got, header, text := r.send("GET", path, "", nil)
+		if got != 200 || !strings.HasPrefix(header.Get("Content-Type"), kind) || !strings.Contains(header.Get("Content-Security-Policy"), "script-src 'self'") || text == "" {
+			t.Errorf("%s: %d %v", path, got, header)
+		}
+	}
+	if got, _, _ := r.send("GET", "/nothing", "", nil); got != 404 {
+		t.Errorf("no path: %d", got)
+	}
+	r.admin.Configure(token, "", "", false)
+	for _, path := range []string{"/", "/page/page.js"} {
+		if got, header, text := r.send("GET", path, "", nil); got != 303 || header.Get("Location") != "/login" || strings.Contains(text, "script") {
+			t.Errorf("%s without the token: %d %v", path, got, header)
+		}
+	}
+	r.token = token
+	if got, _, _ := r.send("GET", "/", "", nil); got != 200 {
+		t.Errorf("with the token: %d", got)
+	}
+}
+
 func TestCookieEnds(t *testing.T) {
 	r := newRig(t)
 	r.admin.Configure(token, "", "", false)
