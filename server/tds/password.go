@@ -98,9 +98,10 @@ type logins struct {
 func newLogins(users []User) *logins {
 	l := &logins{users: make(map[string]PasswordHash), busy: make(chan struct{}, 1), verified: make(map[[sha256.Size]byte]struct{})}
 	rand.Read(l.key[:])
-	l.none = PasswordHash{hashIterations, make([]byte, hashSalt), make([]byte, hashSize)}
+	l.none = PasswordHash{minIterations, make([]byte, hashSalt), make([]byte, hashSize)}
 	for _, u := range users {
 		l.users[strings.ToLower(u.Name)] = u.Hash
+		l.none.iterations = max(l.none.iterations, u.Hash.iterations)
 	}
 	return l
 }
