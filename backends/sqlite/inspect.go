@@ -93,8 +93,9 @@ func (s *Store) List(ctx context.Context, query backends.Query) (sessions []back
 	case backends.ByCreated:
 		sql = listByCreated
 	}
-	now := time.Now().UnixMilli()
+	var now int64
 	err = s.look(ctx, "list", sql, func(q *stmt) {
+		now = time.Now().UnixMilli() // when the statement begins, which may have waited
 		first, end := query.Range()
 		q.bindInt(1, first.App)
 		bindBlob(q, 2, first.ID)
@@ -115,8 +116,7 @@ func (s *Store) List(ctx context.Context, query backends.Query) (sessions []back
 
 // Applications implements backends.Inspector.
 func (s *Store) Applications(ctx context.Context) (infos []backends.ApplicationInfo, err error) {
-	now := time.Now().UnixMilli()
-	err = s.look(ctx, "applications", countSessions, func(q *stmt) { q.bindInt(1, now) }, func(q *stmt) error {
+	err = s.look(ctx, "applications", countSessions, func(q *stmt) { q.bindInt(1, time.Now().UnixMilli()) }, func(q *stmt) error {
 		infos = append(infos, backends.ApplicationInfo{
 			ID: backends.AppID(q.int(0)), Name: q.text(1), Sessions: int(q.int(2)), Locked: int(q.int(3)), Bytes: q.int(4),
 		})
