@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -22,10 +23,15 @@ type File struct {
 	lock  *flock.Flock
 	db    *sql.DB
 	close func() error
+
+	backups sync.Mutex // held while one is made, and for ever by Close
 }
 
+// ErrInUse says that another File, here or in another process, has the database file.
+var ErrInUse = errors.New("another aspstate (serve or migrate) is using it: stop that one first")
+
 // Open takes the file at path for this process, and makes it and its folder if they are missing. It
-// fails if another File, here or in another process, has it. The lock is on a file beside it that
+// fails with ErrInUse if another File, here or in another process, has it, and on a network share. The lock is on a file beside it that
 // ends in "-lock" and stays there. The database need not be migrated yet.
 func Open(path string) (*File, error) {
 	if path == "" || path == ":memory:" {
@@ -35,17 +41,23 @@ func Open(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: open %s: %w", path, err)
 	}
+	switch share, err := networkShare(filepath.Dir(path)); {
+	case err != nil:
+		return nil, fmt.Errorf("sqlite: open %s: look at its file system: %w", path, err)
+	case share != "":
+		return nil, fmt.Errorf("sqlite: open %s: it is on a network file system (%s), where SQLite can lose what was written: put it on a local disk, or use PostgreSQL for several servers", path, share)
+	}
 	// The lock comes first: to open and close a file of SQLite's besides it would drop its own
 	// locks in this process.
 	lock := flock.New(path + "-lock")
 	if ok, err := lock.TryLock(); err != nil {
 		return nil, fmt.Errorf("sqlite: open %s: lock it: %w", path, err)
 	} else if !ok {
-		return nil, fmt.Errorf("sqlite: open %s: another aspstate (serve or migrate) is using it: stop that one first", path)
+		return nil, fmt.Errorf("sqlite: open %s: %w", path, ErrInUse)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) // SQLite would let others read it
+	made, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) // SQLite would let others read it
 	if err == nil {
-		err = f.Close()
+		err = made.Close()
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("sqlite: open: %w", err), lock.Close())
@@ -55,9 +67,12 @@ func Open(path string) (*File, error) {
 		return nil, errors.Join(fmt.Errorf("sqlite: open %s: %w", path, err), lock.Close())
 	}
 	db := sql.OpenDB(connector)
-	return &File{path: path, lock: lock, db: db, close: sync.OnceValue(func() error {
+	f := &File{path: path, lock: lock, db: db}
+	f.close = sync.OnceValue(func() error {
+		f.backups.Lock()
 		return errors.Join(db.Close(), lock.Close())
-	})}, nil
+	})
+	return f, nil
 }
 
 // place makes the file's folder and returns the file's one true path, so that two names of a file
@@ -115,3 +130,28 @@ func (f *File) DB() *sql.DB { return f.db }
 
 // Close gives the file up. It may be called again.
 func (f *File) Close() error { return f.close() }
+
+// Backup writes the database as it is now to a new file at path, and returns when that is on disk. All that was
+// acknowledged before is in it. Sessions can be read and written meanwhile; the log grows by what is written. One backup is made at a time.
+func (f *File) Backup(ctx context.Context, path string) (err error) {
+	if !f.backups.TryLock() {
+		return fmt.Errorf("sqlite: backup: %w", ErrBackupRuns)
+	}
+	defer f.backups.Unlock()
+	copied, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) // SQLite would let others read it
+	if err != nil {
+		return fmt.Errorf("sqlite: backup: %w", err)
+	}
+	defer func() {
+		if err = errors.Join(err, copied.Close()); err != nil {
+			err = fmt.Errorf("sqlite: backup to %s: %w", path, errors.Join(err, os.Remove(path)))
+		}
+	}()
+	if _, err := f.db.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
+		return err
+	}
+	return copied.Sync() // VACUUM leaves that to its caller
+}
+
+// ErrBackupRuns says that a backup is being made, or that the file is being closed.
+var ErrBackupRuns = errors.New("another backup is being made, or the server is stopping: try again later")

@@ -62,6 +62,9 @@ func New(file *File, log *slog.Logger) (*Store, error) {
 		closing:  make(chan struct{}),
 	}
 	s.queue.work.L = &s.queue.mu
+	if err := removeLeftBackup(file.path); err != nil {
+		return nil, fmt.Errorf("sqlite: %s: %w", file.path, err)
+	}
 	w, err := s.open()
 	if err != nil {
 		if primary(err) == sqlite3.SQLITE_ERROR { // no such table or column
