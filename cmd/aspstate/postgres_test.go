@@ -62,10 +62,10 @@ func TestMigratePostgres(t *testing.T) {
 	want(t, 1, []string{"run: aspstate migrate up"}, "check", db)
 	want(t, 1, []string{"run: aspstate migrate up"}, "migrate", "status", db)
 	want(t, 0, []string{"up to date"}, "migrate", "up", db)
-	want(t, 0, []string{"up to date: version 1"}, "migrate", "status", db)
+	want(t, 0, []string{"up to date: version 2"}, "migrate", "status", db)
 	want(t, 0, []string{"sqlConnectionString"}, "check", db)
 	want(t, 1, []string{"deletes all sessions in postgres://postgres@127.0.0.1", "--yes"}, "migrate", "down", db)
-	want(t, 0, []string{"1\n"}, "migrate", "version", db)
+	want(t, 0, []string{"2\n"}, "migrate", "version", db)
 	want(t, 0, []string{"removed"}, "migrate", "down", "--yes", db)
 	want(t, 1, []string{"run: aspstate migrate up"}, "serve", "--listen=127.0.0.1:0", db)
 }
