@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"aspstate/backends"
@@ -24,19 +25,26 @@ SET @n = LOWER(CONVERT(varchar(280), @name))
 SELECT CONVERT(varbinary(280), @n), CASE WHEN CONVERT(nvarchar(280), @n) = @name COLLATE Latin1_General_BIN2 THEN 1 ELSE 0 END`
 
 // findApplicationSQL answers with the rows that have the name or its hash.
-const findApplicationSQL = `
+const findApplicationSQL = shut + `
 SELECT AppId, CONVERT(varbinary(280), CONVERT(varchar(280), AppName)) FROM dbo.ASPStateTempApplications
 WHERE AppId = @app OR AppName = CONVERT(char(280), CONVERT(varchar(280), @name))`
 
-// registerApplicationSQL answers whether there is room.
+// registerApplicationSQL answers whether there is room. @full is the name that @name stands for, in the row @slot, or NULL.
 const registerApplicationSQL = `
+SET XACT_ABORT ON
 SET NOCOUNT ON
-DECLARE @room int
+DECLARE @granted int, @room int
+BEGIN TRANSACTION
+` + staying + `
 SELECT @room = CASE WHEN COUNT(*) < 10000 THEN 1 ELSE 0 END FROM dbo.ASPStateTempApplications
 IF @room = 1
     INSERT dbo.ASPStateTempApplications (AppId, AppName) SELECT @app, CONVERT(varchar(280), @name)
     WHERE NOT EXISTS (SELECT 1 FROM dbo.ASPStateTempApplications WHERE AppId = @app)
-SELECT @room`
+IF @room = 1 AND @full IS NOT NULL
+    INSERT dbo.ASPStateRequests (Slot, Seq, LockCookie, Flags, LastUse, Content) SELECT @slot, 0, 0, 64, '99991231', @full
+    WHERE NOT EXISTS (SELECT 1 FROM dbo.ASPStateRequests WHERE Slot = @slot)
+SELECT @room
+COMMIT TRANSACTION`
 
 // Application implements backends.Store. The AppID is the one that TempGetAppID gives out. Where another name has it already, that
 // is a permanent failure, as for web applications in mode="SQLServer". There is room for 10,000 names; servers that register at the
@@ -86,10 +94,15 @@ func (s *Store) application(ctx context.Context, name string, create bool) (back
 			return 0, fmt.Errorf("the applications %q and %q have the same hash code (%s), and ASPState cannot keep both: rename one of them: %w: %w",
 				bytes, f.other, app.Suffix(), backends.ErrPermanent, backends.ErrNotApplied)
 		}
-		room, err := query(ctx, s, registerApplicationSQL, declared, args, func(rows *sql.Rows) (room bool, err error) {
-			err = rows.Scan(&room)
-			return room, err
-		})
+		var full []byte
+		if stored != name {
+			full = []byte(name)
+		}
+		room, err := query(ctx, s, registerApplicationSQL, declared+", @slot binary(16), @full varbinary(max)",
+			append(slices.Clone(args), sql.Named("slot", slotOf(stored)), sql.Named("full", full)), func(rows *sql.Rows) (room bool, err error) {
+				err = rows.Scan(&room)
+				return room, err
+			})
 		if err != nil && !isDuplicate(err) {
 			return 0, roomFailure(err)
 		}

@@ -17,6 +17,9 @@ var errClosed = fmt.Errorf("store is closed: %w", backends.ErrNotApplied)
 // failure says what an error of the database means to the contract: whether a retry can help, and whether the
 // batch may have been committed. It is the only place that knows SQL Server's error numbers.
 func failure(err error) error {
+	if isNumber(err, movedNumber) {
+		return backends.ErrMoved
+	}
 	e, fromServer := errors.AsType[mssql.Error](err)
 	op, network := errors.AsType[*net.OpError](err)
 	// An error below class 20 undoes the batch (XACT_ABORT), which ends with its COMMIT. From 20 on the connection

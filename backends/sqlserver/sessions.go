@@ -131,6 +131,19 @@ func (s *Store) read(ctx context.Context, key backends.Key, item int) (row, erro
 	return s.row(ctx, item, readSQL, keyDeclared, keyArg(key))
 }
 
+// repeated is the item that a request got whose answer was lost, also in a database that was left since.
+func (s *Store) repeated(ctx context.Context, key backends.Key, o outcome) (backends.Item, error) {
+	r, err := s.row(ctx, anyItem, rereadSQL, keyDeclared, keyArg(key))
+	if err != nil {
+		return backends.Item{}, err
+	}
+	if !r.alive() {
+		return backends.Item{}, backends.ErrNotFound
+	}
+	r.cookie = o.cookie
+	return r.item(o.mark)
+}
+
 // touch renews the session, and clears its mark if clears is set. With onlyLocked it leaves an unlocked session alone.
 func (s *Store) touch(ctx context.Context, key backends.Key, tok backends.Token, item int, clears, onlyLocked bool) (row, error) {
 	const declared = keyDeclared + ", @clears bit, @onlyLocked bit"
@@ -197,7 +210,13 @@ func (s *Store) Get(ctx context.Context, key backends.Key, tok backends.Token) (
 		item, err = r.item(mark || reported)
 		return err
 	}
-	tried, err := s.earlier(ctx, tok, func(o outcome) error { return get(o.mark) })
+	tried, err := s.earlier(ctx, tok, func(o outcome) error {
+		err := get(o.mark)
+		if errors.Is(err, backends.ErrMoved) {
+			item, err = s.repeated(ctx, key, o)
+		}
+		return err
+	})
 	if !tried && err == nil {
 		err = get(false)
 	}
@@ -206,16 +225,8 @@ func (s *Store) Get(ctx context.Context, key backends.Key, tok backends.Token) (
 
 // GetExclusive implements backends.Store.
 func (s *Store) GetExclusive(ctx context.Context, key backends.Key, tok backends.Token) (item backends.Item, err error) {
-	tried, err := s.earlier(ctx, tok, func(o outcome) error {
-		r, err := s.read(ctx, key, anyItem)
-		if err != nil {
-			return err
-		}
-		if !r.alive() {
-			return backends.ErrNotFound
-		}
-		r.cookie = o.cookie
-		item, err = r.item(o.mark)
+	tried, err := s.earlier(ctx, tok, func(o outcome) (err error) {
+		item, err = s.repeated(ctx, key, o)
 		return err
 	})
 	for !tried && err == nil {

@@ -96,7 +96,7 @@ const presentSQL = `SELECT COUNT(*) FROM sys.objects WHERE schema_id = SCHEMA_ID
     AND LOWER(name) IN ('aspstatetempsessions', 'aspstatetempapplications', 'aspstaterequests')`
 
 // schemaSQL fails where a column or a right is missing.
-const schemaSQL = `SELECT TOP 0 s.SessionItemLong, a.AppId, r.Seq FROM dbo.ASPStateTempSessions s, dbo.ASPStateTempApplications a, dbo.ASPStateRequests r`
+const schemaSQL = `SELECT TOP 0 s.SessionItemLong, a.AppId, r.Content FROM dbo.ASPStateTempSessions s, dbo.ASPStateTempApplications a, dbo.ASPStateRequests r`
 
 // ready returns nil if the database can serve.
 func (s *Store) ready(ctx context.Context) error {
@@ -139,6 +139,11 @@ func (s *Store) wait(ctx context.Context) error {
 // it. query ends with ctx, and the batch goes on: cancelling it costs more than it saves, and often the connection.
 // So each must not touch what query's caller sees.
 func query[T any](ctx context.Context, s *Store, batch, declared string, args []any, each func(*sql.Rows) (T, error)) (answer T, err error) {
+	return within(ctx, s, patience+transfer(args), batch, declared, args, each)
+}
+
+// within is query with another limit; without one (0) the batch ends with ctx.
+func within[T any](ctx context.Context, s *Store, limit time.Duration, batch, declared string, args []any, each func(*sql.Rows) (T, error)) (answer T, err error) {
 	if ctx.Err() != nil {
 		return answer, notSent(ctx)
 	}
@@ -161,9 +166,12 @@ func query[T any](ctx context.Context, s *Store, batch, declared string, args []
 	done := make(chan result, 1)
 	go func() {
 		defer func() { <-s.gate }()
-		limit := patience + transfer(args)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-		defer cancel()
+		ctx := ctx
+		if limit > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), limit)
+			defer cancel()
+		}
 		var r result
 		if r.answer, r.err = ask(ctx, s.db, batch, declared, args, each); r.err != nil && ctx.Err() != nil {
 			r.err = fmt.Errorf("the database did not answer within %v", limit)

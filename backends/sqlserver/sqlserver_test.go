@@ -54,10 +54,23 @@ func backdate(t testing.TB, db *sql.DB, key backends.Key, d time.Duration) {
 }
 
 func TestConformance(t *testing.T) {
-	url, db := database(t) // making one takes a second
+	type place struct {
+		url string
+		db  *sql.DB
+	}
+	var free []place // making one takes a second; moves take two
+	all := t
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
-		for _, table := range []string{"Sessions", "Applications"} {
-			if _, err := db.Exec("DELETE dbo.ASPStateTemp" + table); err != nil {
+		if len(free) == 0 {
+			url, db := database(all)
+			free = append(free, place{url, db})
+		}
+		p := free[0]
+		free = free[1:]
+		t.Cleanup(func() { free = append(free, p) })
+		url, db := p.url, p.db
+		for _, table := range []string{"TempSessions", "TempApplications", "Requests WHERE Slot <> 0x00000000000000000000000000000000"} {
+			if _, err := db.Exec("DELETE dbo.ASPState" + table); err != nil {
 				t.Fatal(err)
 			}
 		}

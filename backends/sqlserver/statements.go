@@ -7,13 +7,13 @@ package sqlserver
 const exact = `SessionId = @id AND SessionId = @id COLLATE Latin1_General_BIN2`
 
 // due is what Expires becomes of a session that is found: as in backends.Slack it is kept a little later, and so is
-// rarely written.
+// rarely written. It is a whole second (@sec), which tells it from what web applications write (directSQL).
 const due = `CASE WHEN Expires < DATEADD(minute, Timeout, @now)
-        THEN DATEADD(second, CASE WHEN Timeout < 20 THEN Timeout * 3 ELSE 60 END, DATEADD(minute, Timeout, @now)) ELSE Expires END`
+        THEN DATEADD(second, CASE WHEN Timeout < 20 THEN Timeout * 3 ELSE 60 END, DATEADD(minute, Timeout, @sec)) ELSE Expires END`
 
 // expires is the same for a new @timeout.
 const expires = `CASE WHEN @timeout < 0 THEN DATEADD(minute, -1, @now)
-        ELSE DATEADD(second, CASE WHEN @timeout < 20 THEN @timeout * 3 ELSE 60 END, DATEADD(minute, @timeout, @now)) END`
+        ELSE DATEADD(second, CASE WHEN @timeout < 20 THEN @timeout * 3 ELSE 60 END, DATEADD(minute, @timeout, @sec)) END`
 
 // clears moves the uninitialized mark from bit 0 to bit 1, where it is known to be this request's to report.
 const clears = `CASE WHEN Flags & 1 = 1 THEN (Flags & ~1) | 2 ELSE Flags & ~2 END`
@@ -22,8 +22,10 @@ const (
 	begin = `
 SET XACT_ABORT ON
 SET NOCOUNT ON
-DECLARE @now datetime, @done int, @late int, @c int, @f int
+DECLARE @now datetime, @sec datetime, @done int, @late int, @c int, @f int
+` + shut + `
 SET @now = GETUTCDATE()
+SET @sec = ` + wholeSecond + `
 SET @late = 0
 SET @c = 0
 SET @f = 0
@@ -33,11 +35,11 @@ BEGIN TRANSACTION
 	marked = `
 IF @done = 1 SELECT @c = LockCookie, @f = Flags & 2 FROM dbo.ASPStateTempSessions WHERE SessionId = @id
 `
-	// noted notes the request, unless it has been applied or called off: then everything is undone.
+	// noted notes the request, unless it has been applied or called off, or the database was left: then everything is undone.
 	noted = `
 IF @done = 1
 BEGIN
-    UPDATE dbo.ASPStateRequests SET Seq = @seq, LockCookie = @c, Flags = @f, LastUse = @now WHERE Slot = @slot AND Seq < @seq
+    UPDATE dbo.ASPStateRequests SET Seq = @seq, LockCookie = @c, Flags = @f, LastUse = @now WHERE Slot = @slot AND Seq < @seq AND Flags < 8
     IF @@ROWCOUNT = 0 SET @late = 1
 END
 `
@@ -61,20 +63,26 @@ END`
 )
 
 // readSQL reads, and changes nothing.
-const readSQL = `SELECT 0 AS done, GETUTCDATE() AS now, ` + columns + `,
+const readSQL = shut + rereadSQL
+
+// rereadSQL does so in a database that was left, too.
+const rereadSQL = `
+SELECT 0 AS done, GETUTCDATE() AS now, ` + columns + `,
     CASE WHEN @item = 1 AND s.Locked = 0 OR @item = 2 THEN s.SessionItemShort END,
     CASE WHEN @item = 1 AND s.Locked = 0 OR @item = 2 THEN CONVERT(varbinary(max), s.SessionItemLong) END
 FROM (SELECT 1 AS one) o LEFT JOIN dbo.ASPStateTempSessions s ON s.SessionId = @id`
 
 // touchSQL renews, and if @clears clears the mark. With @onlyLocked it leaves an unlocked session alone.
 const touchSQL = begin + `
+DECLARE @granted int
+` + staying + `
 UPDATE dbo.ASPStateTempSessions SET Expires = ` + due + `, Flags = CASE WHEN @clears = 1 THEN ` + clears + ` ELSE Flags END
 WHERE ` + exact + ` AND Expires >= @now AND (@onlyLocked = 0 OR Locked = 1)
 SET @done = @@ROWCOUNT
 ` + marked + `
 IF @clears = 1 AND @f = 2
 BEGIN
-    UPDATE dbo.ASPStateRequests SET Seq = @seq, LockCookie = @c, Flags = @f, LastUse = @now WHERE Slot = @slot AND Seq < @seq
+    UPDATE dbo.ASPStateRequests SET Seq = @seq, LockCookie = @c, Flags = @f, LastUse = @now WHERE Slot = @slot AND Seq < @seq AND Flags < 8
     IF @@ROWCOUNT = 0 SET @late = 1
 END
 ` + answered
@@ -137,11 +145,17 @@ DELETE dbo.ASPStateTempSessions WHERE ` + exact + ` AND Expires < GETUTCDATE()
 SELECT CONVERT(bit, @@ROWCOUNT)`
 
 // fenceSQL raises a slot's Seq, so that what was sent with this one is not applied any more, and answers whether it
-// was (Flags 4: no). A slot that is missing is made.
+// was (Flags 4: no). A slot that is missing is made. In a database that was left the slot is closed (8).
 const fenceSQL = `
+SET XACT_ABORT ON
 SET NOCOUNT ON
-UPDATE dbo.ASPStateRequests SET Seq = @seq, Flags = 4, LastUse = GETUTCDATE() WHERE Slot = @slot AND Seq < @seq
+DECLARE @granted int, @flags int
+BEGIN TRANSACTION
+` + hold + `
+SET @flags = CASE WHEN ` + wasLeft + ` THEN 12 ELSE 4 END
+UPDATE dbo.ASPStateRequests SET Seq = @seq, Flags = @flags, LastUse = GETUTCDATE() WHERE Slot = @slot AND Seq < @seq
 IF @@ROWCOUNT = 0
-    INSERT dbo.ASPStateRequests (Slot, Seq, LockCookie, Flags, LastUse) SELECT @slot, @seq, 0, 4, GETUTCDATE()
+    INSERT dbo.ASPStateRequests (Slot, Seq, LockCookie, Flags, LastUse) SELECT @slot, @seq, 0, @flags, GETUTCDATE()
     WHERE NOT EXISTS (SELECT 1 FROM dbo.ASPStateRequests WHERE Slot = @slot)
-SELECT LockCookie, Flags FROM dbo.ASPStateRequests WHERE Slot = @slot`
+SELECT LockCookie, Flags FROM dbo.ASPStateRequests WHERE Slot = @slot
+COMMIT TRANSACTION`

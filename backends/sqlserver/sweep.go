@@ -16,6 +16,7 @@ SET XACT_ABORT ON
 SET NOCOUNT ON
 SET DEADLOCK_PRIORITY LOW
 DECLARE @granted int, @deleted int, @now datetime
+` + shut + `
 SET @now = GETUTCDATE()
 SET @deleted = 0
 BEGIN TRANSACTION

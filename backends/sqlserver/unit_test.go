@@ -188,7 +188,7 @@ func TestBatchesDeclareTheirParameters(t *testing.T) {
 		"fence":   {fenceSQL, "@slot binary(16), @seq bigint"},
 		"find":    {findApplicationSQL, "@app int, @name nvarchar(280)"},
 		"name":    {nameSQL, "@name nvarchar(280)"},
-		"insert":  {registerApplicationSQL, "@app int, @name nvarchar(280)"},
+		"insert":  {registerApplicationSQL, "@app int, @name nvarchar(280), @slot binary(16), @full varbinary(max)"},
 		"sweep":   {sweepSQL, "@limit int"},
 	} {
 		text, params := batch[0], name.FindAllString(batch[1], -1)
