@@ -59,6 +59,7 @@ type answer struct {
 	mark     bool            // Uninitialized was reported
 	returned time.Duration   // forever if the outcome is unknown
 	tries    int             // of a client that tried again itself, else 0
+	terse    bool            // the protocol tells neither timeouts, nor a mark but with an item or a lock
 }
 
 type result uint8
@@ -68,6 +69,7 @@ const (
 	missing
 	exists
 	doneOrExists // the wire answers a SetUninitialized like this
+	silent       // mode="SQLServer" does not say whether it is missing, locked or has another cookie
 	locked
 	conflict
 	unknown // the operation may take effect at any time from its call on, or never
@@ -179,13 +181,18 @@ func slack(timeout time.Duration) time.Duration { return min(timeout/20, time.Mi
 func (m *model) try(next []session, s session, req request, ans answer) []session {
 	owed := req.ghost == noGhost && s.owed&(1<<req.client) != 0
 	s, want := m.apply(s, req, ans)
+	if ans.terse {
+		want.timeout = 0
+		want.mark = want.mark && req.verb != release
+	}
 	if owed {
 		s.owed &^= 1 << req.client
-		want.mark = want.result != missing
+		want.mark = want.result != missing && !(ans.terse && req.verb == release)
 	}
 	switch {
 	case ans.result == unknown:
 	case ans.result == doneOrExists && (want.result == done || want.result == exists):
+	case ans.result == silent && (want.result == missing || want.result == locked || want.result == conflict):
 	case ans.result != want.result:
 		return next
 	case ans.mark != want.mark:
@@ -336,7 +343,7 @@ func (r request) String() string {
 var conditions = [...]string{backends.IfUnlocked: "IfUnlocked", backends.IfCookie: "IfCookie", backends.IfMissing: "IfMissing"}
 
 func (a answer) String() string {
-	text := [...]string{"done", "missing", "exists", "done or exists", "locked", "conflict", "unknown"}[a.result]
+	text := [...]string{"done", "missing", "exists", "done or exists", "silent", "locked", "conflict", "unknown"}[a.result]
 	if a.content != 0 {
 		text += fmt.Sprintf(" #%d, timeout %v", a.content, a.timeout)
 	}

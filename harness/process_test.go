@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,6 +69,7 @@ func raceDetector() (flags []string) {
 // process is a running aspstate.
 type process struct {
 	address string
+	tds     string // where it answers mode="SQLServer", if it does
 	cmd     *exec.Cmd
 	log     logBuffer
 	ended   chan struct{}
@@ -95,7 +97,10 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-var ready = regexp.MustCompile(`stateConnectionString="tcpip=([^"]+)"`)
+var (
+	ready    = regexp.MustCompile(`stateConnectionString="tcpip=([^"]+)"`)
+	readyTDS = regexp.MustCompile(`sqlConnectionString="Data Source=([^,]+),([0-9]+);`)
+)
 
 // serve starts a program on a free port and waits until it serves. It is stopped at the end of the test, in
 // good order unless it was killed.
@@ -118,6 +123,9 @@ func serve(t testing.TB, program func() (string, error), flags ...string) *proce
 	t.Cleanup(func() { p.stop(t) })
 	lines := bufio.NewScanner(stdout)
 	for p.address == "" && lines.Scan() {
+		if found := readyTDS.FindStringSubmatch(lines.Text()); found != nil {
+			p.tds = net.JoinHostPort(found[1], found[2])
+		}
 		if found := ready.FindStringSubmatch(lines.Text()); found != nil {
 			p.address = found[1]
 		}
