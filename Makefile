@@ -29,9 +29,10 @@ run: build ## build, and serve on 127.0.0.1:42424 with the sessions in ./data/as
 
 test: go gcc postgresql chromium gofmt vet cross ## what every change must pass: formatting, vet, all platforms, tests with -race
 	$(GO) test -race -timeout 8m ./...
+	@[ -n "$$ASPSTATE_TEST_SQLSERVER" ] || echo "NOT RUN: the suite of the SQL Server store, for want of a server: set ASPSTATE_TEST_SQLSERVER to a DSN (sqlserver://USER:PASSWORD@HOST)"
 
 test-all: test lint ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
-	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres ./server/admin/page
+	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres ./server/admin/page ./harness
 	$(MAKE) mutants
 	$(MAKE) fuzz FUZZTIME=10s
 
