@@ -168,18 +168,26 @@ func (o *operators) do(ctx context.Context, method, path string, body, into any)
 		return o.unreachable(err)
 	}
 	defer resp.Body.Close()
-	isJSON := strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json")
-	if resp.StatusCode < 300 && isJSON {
+	if resp.StatusCode < 300 && isJSON(resp) {
 		if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
 			return fmt.Errorf("the answer of %s: %w", o.base, err)
 		}
 		return nil
 	}
+	return o.refused(resp)
+}
+
+func isJSON(resp *http.Response) bool {
+	return strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json")
+}
+
+// refused is the error that an answer stands for.
+func (o *operators) refused(resp *http.Response) error {
 	var fault struct {
 		Error  string   `json:"error"`
 		Faults []string `json:"faults"`
 	}
-	if !isJSON || json.NewDecoder(resp.Body).Decode(&fault) != nil || fault.Error == "" {
+	if !isJSON(resp) || json.NewDecoder(resp.Body).Decode(&fault) != nil || fault.Error == "" {
 		return fmt.Errorf("%s answers %s, which aspstate's listener for operators does not: give the address of admin.listen with --admin", o.base, resp.Status)
 	}
 	refused := &refusal{status: resp.StatusCode, text: fault.Error}

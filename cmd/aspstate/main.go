@@ -42,6 +42,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 		statusCommand(environ),
 		sessionsCommand(environ),
 		reloadCommand(environ),
+		backupCommand(environ),
 		doctorCommand(environ),
 		hashPasswordCommand(),
 		versionCommand(),

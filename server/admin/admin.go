@@ -157,6 +157,7 @@ func (s *Server) routes() http.Handler {
 
 	guarded := http.NewServeMux()
 	guarded.Handle("/api/", s.api())
+	guarded.HandleFunc("POST /api/backup", s.backup)
 	guarded.Handle("GET /metrics", s.metrics)
 	guarded.HandleFunc("POST /logout", s.logout)
 	guarded.Handle("/", page.Handler())

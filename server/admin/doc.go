@@ -153,4 +153,8 @@
 //
 // begins to move all sessions to another store while serving: a connection string, env:NAME, file:PATH or StateServer. Answers 202 with the "switch"
 // object of /api/status, where its progress can be followed; 409 where a move is under way; 422 where it cannot begin.
+//
+//	POST /api/backup
+//
+// answers with a copy of the SQLite file as it is now, application/vnd.sqlite3; 501 for other stores; 503 where it cannot be made now.
 package admin
