@@ -15,7 +15,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 PLATFORMS = linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-all mutants soak fuzz bench lint go gcc postgresql chromium gofmt vet cross staticcheck govulncheck
+.PHONY: help build run test test-all mutants soak fuzz bench lint go gcc postgresql chromium clients gofmt vet cross staticcheck govulncheck
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -31,8 +31,8 @@ test: go gcc postgresql chromium gofmt vet cross ## what every change must pass:
 	$(GO) test -race -timeout 8m ./...
 	@[ -n "$$ASPSTATE_TEST_SQLSERVER" ] || echo "NOT RUN: the suite of the SQL Server store, for want of a server: set ASPSTATE_TEST_SQLSERVER to a DSN (sqlserver://USER:PASSWORD@HOST)"
 
-test-all: test lint ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
-	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres ./server/admin/page ./harness
+test-all: test lint clients ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
+	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres ./server/admin/page ./server/tds ./harness
 	$(MAKE) mutants
 	$(MAKE) fuzz FUZZTIME=10s
 
@@ -80,6 +80,13 @@ postgresql:
 # The tests of the admin listener's page drive it.
 chromium:
 	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; $(call install,chromium,the tests of the page for operators need)
+
+# Clients of mode="SQLServer" that are not in Go. The tests get tedious from npm themselves.
+clients:
+	@{ command -v node && command -v npm; } >/dev/null && exit 0; $(call install,nodejs npm,a test of the TDS front end needs)
+	@command -v tsql >/dev/null && exit 0; $(call install,freetds-bin,a test of the TDS front end needs)
+	@{ command -v mcs && ls /usr/lib/mono/4.5/System.Data.dll /usr/lib/mono/4.5/I18N.West.dll; } >/dev/null 2>&1 && exit 0; \
+	  $(call install,mono-mcs mono-runtime libmono-system-data4.0-cil libmono-i18n-west4.0-cil,a test of the TDS front end needs)
 
 gofmt: go
 	@files=$$($$($(GO) env GOROOT)/bin/gofmt -l .); [ -z "$$files" ] || { echo "not formatted, run gofmt -w:" >&2; echo "$$files" >&2; exit 1; }
