@@ -38,9 +38,20 @@ func checkCommand(environ []string) *cobra.Command {
 		for _, w := range c.Warnings {
 			fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+w)
 		}
+		if note := aliasesNote(c); note != "" {
+			fmt.Fprintln(cmd.ErrOrStderr(), "note: "+note)
+		}
 		return checkDatabase(cmd.Context(), c)
 	}
 	return cmd
+}
+
+// aliasesNote says what aliases cannot do in a SQL Server database, "" where there is nothing to say.
+func aliasesNote(c *config.Config) string {
+	if len(c.Applications) == 0 || c.Mode != config.ModeSQLServer || c.SQLConnectionString.Backend != config.SQLServer {
+		return ""
+	}
+	return `web applications in mode="SQLServer" that use the database directly: aliases (applications) do not act on them, only on aspstate's own ports`
 }
 
 // printSettings lists the settings in force and where each was found.

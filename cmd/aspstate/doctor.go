@@ -110,6 +110,9 @@ func (x *examination) examine(ctx context.Context, o *operators) {
 	}
 	x.check("server")
 	if o.config != nil && o.isLocal() {
+		if note := aliasesNote(o.config); note != "" {
+			x.Skipped = append(x.Skipped, note)
+		}
 		x.check("settings", checkSettings(o.config)...)
 	}
 	if o.isLocal() {

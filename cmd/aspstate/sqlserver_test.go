@@ -57,6 +57,25 @@ func TestSQLServerThatIsNotThere(t *testing.T) {
 	}
 }
 
+func TestCheckSaysWhatAliasesCannotDo(t *testing.T) {
+	const aliases = "--applications=shop=/LM/W3SVC/1/ROOT,/LM/W3SVC/7/ROOT"
+	const note = "note: web applications in mode=\"SQLServer\" that use the database directly: aliases (applications) do not act on them"
+	nowhere := "--sql-connection-string=sqlserver://127.0.0.1:1?encrypt=disable"
+	for _, test := range []struct {
+		args []string
+		said bool
+	}{
+		{[]string{nowhere, aliases}, true},
+		{[]string{nowhere}, false},
+		{[]string{nowhere, aliases, "--mode=StateServer"}, false},
+		{[]string{"--sql-connection-string=sqlite:" + filepath.Join(t.TempDir(), "x.db"), aliases}, false},
+	} {
+		if _, _, stderr := aspstate(t, append([]string{"check"}, test.args...)...); strings.Contains(stderr, note) != test.said {
+			t.Errorf("check %v says %s", test.args, stderr)
+		}
+	}
+}
+
 func TestSweepMode(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "aspstate.yaml")
 	if err := os.WriteFile(file, []byte("mode: StateServer\n"), 0o600); err != nil {
