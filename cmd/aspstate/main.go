@@ -45,6 +45,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 		backupCommand(environ),
 		doctorCommand(environ),
 		hashPasswordCommand(),
+		serviceCommand(environ),
 		versionCommand(),
 	)
 	root.SetArgs(args)

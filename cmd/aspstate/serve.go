@@ -43,22 +43,29 @@ func serveCommand(environ []string) *cobra.Command {
 	}
 	load := addSettings(cmd, environ)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return serve(cmd.Context(), load, environ, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		is, err := asService(cmd.Context(), func(ctx context.Context, reload chan struct{}, log io.Writer, ready func()) error {
+			return serve(ctx, load, environ, io.Discard, log, reload, ready)
+		})
+		if is || err != nil {
+			return err
+		}
+		return serve(cmd.Context(), load, environ, cmd.OutOrStdout(), cmd.ErrOrStderr(), make(chan struct{}, 1), func() {})
 	}
 	return cmd
 }
 
 var errSecondSignal = errors.New("ended at once by a second signal; requests under way were not answered")
 
-// serve runs the server and minds the signals meanwhile.
-func serve(ctx context.Context, load func() (*config.Config, error), environ []string, stdout, stderr io.Writer) error {
+// serve runs the server and minds the signals meanwhile. It calls ready when it serves; reload, with room for one, tells
+// it to read the settings again.
+func serve(ctx context.Context, load func() (*config.Config, error), environ []string, stdout, stderr io.Writer, reload chan struct{}, ready func()) error {
 	c, err := load()
 	if err != nil {
 		return err
 	}
 	level := new(slog.LevelVar)
 	level.Set(c.Log.Level)
-	p := &process{load: load, environ: environ, config: c, level: level, log: newLogger(stderr, c.Log.Format, level)}
+	p := &process{load: load, environ: environ, config: c, level: level, log: newLogger(stderr, c.Log.Format, level), ready: ready}
 	p.systemd = newNotifier(environ, p.log)
 
 	signals := make(chan os.Signal, 8)
@@ -66,7 +73,6 @@ func serve(ctx context.Context, load func() (*config.Config, error), environ []s
 	defer signal.Stop(signals)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	reload := make(chan struct{}, 1)
 	ended := make(chan error, 1)
 	go func() { ended <- p.run(ctx, reload, stdout) }()
 	for {
@@ -108,6 +114,7 @@ type process struct {
 	level   *slog.LevelVar
 	log     *slog.Logger
 	systemd notifier
+	ready   func() // called when it serves
 
 	sessions *server.Sessions
 	front    *stateserver.Server
@@ -188,6 +195,7 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 		p.sayReadyTDS(stdout, tdsListener)
 	}
 	p.sayReady(stdout, listeners, says(place))
+	p.ready()
 	p.systemd.tell("READY=1", "STATUS=serving on "+strings.Join(p.addresses, ", "))
 	background.Go(func() { p.systemd.watch(work, p.alive) })
 
