@@ -111,6 +111,21 @@ type Inspector interface {
 	Applications(ctx context.Context) ([]ApplicationInfo, error)
 }
 
+// Namer is implemented by Inspectors that can tell their applications without counting sessions, which takes as long as
+// reading them all.
+type Namer interface {
+	// Names is Applications with nothing counted.
+	Names(ctx context.Context) ([]ApplicationInfo, error)
+}
+
+// Names returns the applications of a store, counted or not.
+func Names(ctx context.Context, store Inspector) ([]ApplicationInfo, error) {
+	if namer, ok := store.(Namer); ok {
+		return namer.Names(ctx)
+	}
+	return store.Applications(ctx)
+}
+
 // Stage says how far a move has come.
 type Stage uint8
 

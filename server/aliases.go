@@ -120,7 +120,7 @@ func (a *aliases) load(ctx context.Context, store backends.Store) error {
 		a.former.Store(&map[string][]string{})
 		return nil
 	}
-	list, err := inspector.Applications(ctx)
+	list, err := backends.Names(ctx, inspector)
 	if err != nil {
 		return fmt.Errorf("read the applications: %w", err)
 	}

@@ -114,12 +114,12 @@ func (s *Sessions) ApplicationOf(ctx context.Context, req Request, id backends.A
 // applications returns the applications of the store, and those of a store that sessions are moved away from.
 func (r *route) applications(ctx context.Context) (list []backends.ApplicationInfo, err error) {
 	if store, ok := r.store.(backends.Inspector); ok {
-		if list, err = store.Applications(ctx); err != nil {
+		if list, err = backends.Names(ctx, store); err != nil {
 			return nil, err
 		}
 	}
 	if r.moving != nil {
-		former, err := r.moving.source.Applications(ctx)
+		former, err := backends.Names(ctx, r.moving.source)
 		if err != nil {
 			return nil, err
 		}

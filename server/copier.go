@@ -56,7 +56,7 @@ func (o *storeOrigin) application(ctx context.Context, name string) (backends.Ap
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.applications == nil {
-		list, err := o.source.Applications(ctx)
+		list, err := backends.Names(ctx, o.source)
 		if err != nil {
 			return 0, false, fmt.Errorf("take over the session: %w", err)
 		}
@@ -261,7 +261,7 @@ type Copied struct{ Found, Copied int }
 
 // Run copies all sessions, in the order of their keys.
 func (c Copy) Run(ctx context.Context) (sum Copied, err error) {
-	apps, err := c.From.Applications(ctx)
+	apps, err := backends.Names(ctx, c.From)
 	if err != nil {
 		return sum, err
 	}

@@ -32,7 +32,7 @@ type savedSession struct {
 // SaveState writes all sessions of a store into a file that only its owner can read, and returns how many. Nobody may use the
 // store meanwhile. A file of that name is replaced when the new one is whole.
 func SaveState(ctx context.Context, store backends.Inspector, path string) (n int, err error) {
-	apps, err := store.Applications(ctx)
+	apps, err := backends.Names(ctx, store)
 	if err != nil {
 		return 0, err
 	}

@@ -35,6 +35,12 @@ func (s *suite) applications() []backends.ApplicationInfo {
 	s.Helper()
 	infos, err := s.Store.(backends.Inspector).Applications(s.ctx)
 	s.is("Applications", err, nil)
+	names, err := backends.Names(s.ctx, s.Store.(backends.Inspector))
+	s.is("Names", err, nil)
+	same := func(a, b backends.ApplicationInfo) bool { return a.ID == b.ID && a.Name == b.Name }
+	if !slices.EqualFunc(infos, names, same) {
+		s.Fatalf("Applications and Names differ: %v, %v", infos, names)
+	}
 	return infos
 }
 
@@ -397,6 +403,10 @@ var inspectorCases = []testCase{
 			},
 			"Applications": func(ctx context.Context) error {
 				_, err := inspector.Applications(ctx)
+				return err
+			},
+			"Names": func(ctx context.Context) error {
+				_, err := backends.Names(ctx, inspector)
 				return err
 			},
 		}

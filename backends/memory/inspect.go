@@ -219,18 +219,15 @@ func (s *Store) keys(ctx context.Context, first, end backends.Bound, limit int, 
 
 // Applications implements backends.Inspector.
 func (s *Store) Applications(ctx context.Context) ([]backends.ApplicationInfo, error) {
-	s.apps.mu.Lock()
-	infos := make([]backends.ApplicationInfo, 0, len(s.apps.byName))
-	for name, app := range s.apps.byName {
-		infos = append(infos, backends.ApplicationInfo{ID: app.id, Name: name})
+	infos, err := s.Names(ctx)
+	if err != nil {
+		return nil, err
 	}
-	s.apps.mu.Unlock()
-	slices.SortFunc(infos, func(a, b backends.ApplicationInfo) int { return strings.Compare(a.Name, b.Name) })
 	byID := make(map[backends.AppID]*backends.ApplicationInfo, len(infos))
 	for i := range infos {
 		byID[infos[i].ID] = &infos[i]
 	}
-	err := s.each(ctx, "applications", func(se *session, _ time.Duration) {
+	err = s.each(ctx, "applications", func(se *session, _ time.Duration) {
 		info := byID[se.key.App]
 		if info == nil {
 			return
@@ -244,5 +241,20 @@ func (s *Store) Applications(ctx context.Context) ([]backends.ApplicationInfo, e
 	if err != nil {
 		return nil, err
 	}
+	return infos, nil
+}
+
+// Names implements backends.Namer.
+func (s *Store) Names(ctx context.Context) ([]backends.ApplicationInfo, error) {
+	if err := s.open(ctx, "applications"); err != nil {
+		return nil, err
+	}
+	s.apps.mu.Lock()
+	defer s.apps.mu.Unlock()
+	infos := make([]backends.ApplicationInfo, 0, len(s.apps.byName))
+	for name, app := range s.apps.byName {
+		infos = append(infos, backends.ApplicationInfo{ID: app.id, Name: name})
+	}
+	slices.SortFunc(infos, func(a, b backends.ApplicationInfo) int { return strings.Compare(a.Name, b.Name) })
 	return infos, nil
 }

@@ -135,6 +135,16 @@ func (s *Store) Applications(ctx context.Context) ([]backends.ApplicationInfo, e
 	})
 }
 
+// Names implements backends.Namer.
+func (s *Store) Names(ctx context.Context) ([]backends.ApplicationInfo, error) {
+	return runIn(ctx, s, s.looks, "applications", func(ctx context.Context, c *conn) (infos []backends.ApplicationInfo, err error) {
+		err = c.query(ctx, `SELECT app_id, app_name FROM applications ORDER BY app_name`, nil, func(row [][]byte) {
+			infos = append(infos, backends.ApplicationInfo{ID: backends.AppID(int4(row[0])), Name: string(row[1])})
+		})
+		return infos, err
+	})
+}
+
 // alone runs f on a connection of its own, for as long as it takes.
 func alone[T any](ctx context.Context, s *Store, what string, f func(context.Context, *conn) (T, error)) (result T, err error) {
 	if ctx.Err() != nil {

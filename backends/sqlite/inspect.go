@@ -125,6 +125,15 @@ func (s *Store) Applications(ctx context.Context) (infos []backends.ApplicationI
 	return infos, err
 }
 
+// Names implements backends.Namer.
+func (s *Store) Names(ctx context.Context) (infos []backends.ApplicationInfo, err error) {
+	err = s.look(ctx, "applications", `SELECT app_id, app_name FROM applications ORDER BY app_name`, func(*stmt) {}, func(q *stmt) error {
+		infos = append(infos, backends.ApplicationInfo{ID: backends.AppID(q.int(0)), Name: q.text(1)})
+		return nil
+	})
+	return infos, err
+}
+
 // look runs a statement that may take long, on a connection that requests do not use. It ends with ctx and with the store.
 func (s *Store) look(ctx context.Context, op, sql string, bind func(*stmt), each func(*stmt) error) error {
 	c, err := free(ctx, s, op, s.lists)
