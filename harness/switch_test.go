@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"aspstate/backends/postgres/pgtest"
+	"aspstate/backends/sqlserver/mssqltest"
 )
 
 // TestSwitch checks histories during which the servers switch from store to store.
@@ -32,6 +33,25 @@ func TestSwitch(t *testing.T) {
 		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
 			a, b := postgres(t), postgres(t)
 			switchHistory(t, rng, 2, a, b, a, b)
+		})
+	})
+	sqlserver := func(t *testing.T) string {
+		file := filepath.Join(t.TempDir(), "dsn")
+		if err := os.WriteFile(file, []byte(mssqltest.Database(t)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return "sqlConnectionString: file:" + file
+	}
+	t.Run("memory, SQL Server, SQLite and back", func(t *testing.T) {
+		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
+			file, database := sqlite(t), sqlserver(t)
+			switchHistory(t, rng, 1, "mode: StateServer", database, file, database)
+		})
+	})
+	t.Run("two servers from SQL Server to SQL Server", func(t *testing.T) {
+		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
+			a, b := sqlserver(t), sqlserver(t)
+			switchHistory(t, rng, 2, a, b, a)
 		})
 	})
 }
@@ -69,8 +89,8 @@ func switchHistory(t *testing.T, rng *rand.Rand, servers int, places ...string) 
 			if complete {
 				break
 			}
-			if time.Since(begun) > 30*time.Second {
-				t.Fatalf("the switch to %s is not complete after 30 s", place)
+			if time.Since(begun) > time.Minute {
+				t.Fatalf("the switch to %s is not complete after a minute", place)
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
