@@ -15,13 +15,30 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 PLATFORMS = linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-all mutants soak fuzz bench lint go gcc postgresql chromium clients gofmt vet cross staticcheck govulncheck
+.PHONY: help build release run test test-all mutants soak fuzz bench lint go gcc postgresql chromium clients gofmt vet cross staticcheck govulncheck
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 build: go ## build ./aspstate
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o aspstate$(shell $(GO) env GOEXE) ./cmd/aspstate
+
+release: go ## archives of all platforms in ./dist, with checksums
+	@rm -rf dist && mkdir -p dist/extra/completions
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dist/extra/aspstate ./cmd/aspstate
+	@dist/extra/aspstate man >dist/extra/aspstate.1
+	@for shell in bash zsh fish powershell; do dist/extra/aspstate completion $$shell >dist/extra/completions/aspstate.$$shell || exit 1; done
+	@rm dist/extra/aspstate
+	@for platform in $(PLATFORMS); do \
+	  os=$${platform%/*}; arch=$${platform#*/}; name=aspstate-$(VERSION)-$$os-$$arch; \
+	  mkdir "dist/$$name" && cp -r README.md CHANGELOG.md LICENSE docs deploy dist/extra/. config/example.yaml "dist/$$name/" || exit 1; \
+	  exe=; [ $$os = windows ] && exe=.exe; \
+	  CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o "dist/$$name/aspstate$$exe" ./cmd/aspstate || exit 1; \
+	  if [ $$os = windows ]; then $(GO) run ./deploy/zip "dist/$$name.zip" dist "$$name"; \
+	  else tar -C dist --owner=0 --group=0 --sort=name --mtime=@0 -czf "dist/$$name.tar.gz" "$$name"; fi || exit 1; \
+	  rm -r "dist/$$name"; \
+	done; rm -r dist/extra
+	@cd dist && sha256sum aspstate-* >SHA256SUMS && cat SHA256SUMS
 
 run: build ## build, and serve on 127.0.0.1:42424 with the sessions in ./data/aspstate.db
 	@mkdir -p data

@@ -46,6 +46,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 		doctorCommand(environ),
 		hashPasswordCommand(),
 		serviceCommand(environ),
+		manCommand(),
 		versionCommand(),
 	)
 	root.SetArgs(args)
