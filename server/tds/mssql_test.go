@@ -495,9 +495,7 @@ func TestAttentionEndsAWait(t *testing.T) {
 				_, err := query(ctx, conn, "dbo.TempGetStateItemExclusive3", c.id)
 				ended <- err
 			}()
-			for f.sessions.Waiting() == 0 {
-				time.Sleep(time.Millisecond)
-			}
+			until(t, func() bool { return f.sessions.Waiting() > 0 })
 			begun := time.Now()
 			cancel()
 			if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -506,9 +504,7 @@ func TestAttentionEndsAWait(t *testing.T) {
 			if took := time.Since(begun); took > 3*time.Second {
 				t.Errorf("it took %v", took)
 			}
-			for f.sessions.Waiting() > 0 {
-				time.Sleep(time.Millisecond)
-			}
+			until(t, func() bool { return f.sessions.Waiting() == 0 })
 			c.call("dbo.TempReleaseStateItemExclusive", withCookie(2))
 			c.wants("nobody has the lock", c.get(), "10 bytes, locked false, age 0, cookie 2, flags 0")
 			// The same connection is of use still.
@@ -530,9 +526,7 @@ func TestHandOver(t *testing.T) {
 	c.lock()
 	got := make(chan string, 1)
 	go func() { got <- c.lock().String() }()
-	for f.sessions.Waiting() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, func() bool { return f.sessions.Waiting() > 0 })
 	begun := time.Now()
 	c.call("dbo.TempUpdateStateItemShort", short(pattern(11)), minutes(20), withCookie(2))
 	c.wants("the next page", <-got, "11 bytes, locked false, age 0, cookie 3, flags 0")
@@ -575,9 +569,7 @@ func TestTooLargeItem(t *testing.T) {
 	if e := numberOf(err); e.Number != 1105 || e.Class >= 20 {
 		t.Errorf("answered %v", err)
 	}
-	for *c.get().locked { // it is released behind the answer
-		time.Sleep(time.Millisecond)
-	}
+	until(t, func() bool { return !*c.get().locked }) // it is released behind the answer
 	c.wants("the session", c.get(), "100000 bytes, locked false, age 0, cookie 2, flags 0")
 	if _, err := c.db.Exec("dbo.TempUpdateStateItemLong", sql.Named("id", c.id), long(pattern(1<<20)), minutes(20), withCookie(2)); err == nil {
 		t.Error("a request ten times the limit was read")

@@ -114,3 +114,13 @@ func start(t testing.TB, store backends.Store) *front {
 }
 
 func startMemory(t testing.TB) *front { return start(t, memory.New(0)) }
+
+// until waits for what must come.
+func until(t testing.TB, come func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !come(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited in vain")
+		}
+	}
+}

@@ -323,19 +323,20 @@ func TestRequestsInFlightAreBounded(t *testing.T) {
 	holder, other := f.login(t), f.login(t)
 	holder.packet(packetRPC, 0, make([]byte, 30_000))
 	holder.packet(packetRPC, 0, make([]byte, 10_000)) // 60,000 are held for it
-	for f.settings.Load().bodies.TryAcquire(1) {
-		f.settings.Load().bodies.Release(1)
-		time.Sleep(time.Millisecond)
-	}
+	until(t, func() bool {
+		free := f.settings.Load().bodies.TryAcquire(1)
+		if free {
+			f.settings.Load().bodies.Release(1)
+		}
+		return !free
+	})
 	other.packet(packetRPC, 0, make([]byte, 10_000))
 	if !other.closed() {
 		t.Error("another request was read")
 	}
 	if !f.settings.Load().bodies.TryAcquire(60_000) {
 		holder.closed()
-		for !f.settings.Load().bodies.TryAcquire(60_000) {
-			time.Sleep(time.Millisecond)
-		}
+		until(t, func() bool { return f.settings.Load().bodies.TryAcquire(60_000) })
 	}
 }
 
@@ -351,9 +352,7 @@ func TestLateAttentionReleasesTheLock(t *testing.T) {
 	c.wants("locked", *c.get().locked, true)
 	r.send(packetAttention, nil)
 	r.reply()
-	for *c.get().locked {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, func() bool { return !*c.get().locked })
 }
 
 // A client that closes its connection while it waits does not get the lock.
@@ -365,13 +364,9 @@ func TestGoneWhileWaiting(t *testing.T) {
 	c.lock()
 	r := f.login(t)
 	r.send(packetBatch, append(headers(), appendUTF16(nil, "EXEC TempGetStateItemExclusive3 '"+c.id+"', NULL, NULL, NULL, NULL, NULL")...))
-	for f.sessions.Waiting() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, func() bool { return f.sessions.Waiting() > 0 })
 	r.Close()
-	for f.sessions.Waiting() > 0 {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, func() bool { return f.sessions.Waiting() == 0 })
 	c.call("dbo.TempReleaseStateItemExclusive", withCookie(2))
 	c.wants("nobody has it", *c.get().locked, false)
 }
