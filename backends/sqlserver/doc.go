@@ -20,6 +20,13 @@
 // small as the servers' pools. A GetExclusive that is tried again after its lock was broken gets its cookie again, and the item as
 // it is by then.
 //
+// # Moves
+//
+// The moves to and from other stores, the servers that share the database, and the sessions that a move has brought are rows of
+// ASPStateRequests, too. A database is left by closing all slots, so that a batch under way is either committed before or undone: that costs
+// other times nothing. Web applications that use the procedures are not stopped by it. A database that they use is therefore not
+// left: Expires tells their use from this store's, which writes whole seconds (see Leave).
+//
 // # What others see
 //
 // Items of up to 7,000 bytes are in SessionItemShort, longer ones in SessionItemLong, the other column is NULL. Timeouts are whole
@@ -33,7 +40,7 @@
 // these web servers would compute the same AppId for both.
 //
 // Names that ASPState cannot hold, because they are longer than 280 bytes, not in lower case or not in the database's code page, are kept
-// as "aspstate:" and their SHA-256; web applications in mode="SQLServer" have no such names.
+// as "aspstate:" and their SHA-256, the name itself in ASPStateRequests; web applications in mode="SQLServer" have no such names.
 //
 // # Tried
 //
