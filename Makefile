@@ -31,7 +31,7 @@ release: go ## archives of all platforms in ./dist, with checksums
 	@rm dist/extra/aspstate
 	@for platform in $(PLATFORMS); do \
 	  os=$${platform%/*}; arch=$${platform#*/}; name=aspstate-$(VERSION)-$$os-$$arch; \
-	  mkdir "dist/$$name" && cp -r README.md CHANGELOG.md LICENSE docs deploy dist/extra/. config/example.yaml "dist/$$name/" || exit 1; \
+	  mkdir "dist/$$name" && cp -r README.md CHANGELOG.md LICENSE docs deploy dist/extra/. config/example.yaml "dist/$$name/" && rm -r "dist/$$name/deploy/zip" || exit 1; \
 	  exe=; [ $$os = windows ] && exe=.exe; \
 	  CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o "dist/$$name/aspstate$$exe" ./cmd/aspstate || exit 1; \
 	  if [ $$os = windows ]; then $(GO) run ./deploy/zip "dist/$$name.zip" dist "$$name"; \
