@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -208,23 +207,7 @@ func bothPortsHistories(lockWait string) scenario {
 			}
 			m := &model{abandoned: history.abandoned()}
 			history.addGhosts(false)
-			if lockWait != "0s" {
-				history.addLostMarks()
-			}
 			history.check(t, m)
-		}
-	}
-}
-
-// addLostMarks adds the first steps of the Gets that waited and then found their session removed: one of them may have
-// taken the mark away, and has nothing to report it with.
-func (r *recorder) addLostMarks() {
-	for _, op := range slices.Clone(r.ops) {
-		req, ans := op.Input.(request), op.Output.(answer)
-		if (req.verb == get || req.verb == getExclusive) && req.ghost == noGhost && ans.result == missing {
-			req.ghost = markGhost
-			op.Input, op.Output = req, answer{result: unknown, returned: ans.returned}
-			r.ops = append(r.ops, op)
 		}
 	}
 }

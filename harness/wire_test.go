@@ -250,7 +250,7 @@ func (r *recorder) writes() map[int]span {
 }
 
 // addGhosts adds the earlier steps that a request may have had. One that met a lock, or whose first answer was lost, took the mark away
-// then, and reports it with its answer: where the store forgets, an earlier try of a GetExclusive may have taken the lock as
+// then, and reports it with its answer, unless the session is gone by then: where the store forgets, an earlier try of a GetExclusive may have taken the lock as
 // well. Servers wait for 5 ms at least before they try again, other clients do not.
 func (r *recorder) addGhosts(forgets bool) {
 	for _, op := range slices.Clone(r.ops) {
@@ -258,7 +258,7 @@ func (r *recorder) addGhosts(forgets bool) {
 		switch {
 		case forgets && req.verb == getExclusive && (ans.tries > 1 || ans.tries == 0 && ans.returned-req.called >= 5*time.Millisecond):
 			req.ghost = tryGhost
-		case (req.verb == get || req.verb == getExclusive) && (ans.mark || forgets && ans.result == missing) && ans.tries != 1:
+		case (req.verb == get || req.verb == getExclusive) && (ans.mark || ans.result == missing) && ans.tries != 1:
 			req.ghost = markGhost
 		case req.verb == getExclusive && ans.result == unknown:
 			req.ghost = markGhost
