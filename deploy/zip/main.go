@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"time"
 )
 
 func main() {
@@ -23,7 +24,10 @@ func main() {
 	}
 }
 
-// pack writes a folder of a file system to a new archive. Two archives of the same files are the same: they hold no dates.
+// date is every file's.
+var date = time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// pack writes a folder of a file system to a new archive. Two archives of the same files are the same.
 func pack(archive string, from fs.FS, folder string) error {
 	out, err := os.Create(archive)
 	if err != nil {
@@ -38,7 +42,7 @@ func pack(archive string, from fs.FS, folder string) error {
 		if err != nil {
 			return err
 		}
-		to, err := w.Create(name)
+		to, err := w.CreateHeader(&zip.FileHeader{Name: name, Method: zip.Deflate, Modified: date})
 		if err != nil {
 			return err
 		}
