@@ -50,6 +50,9 @@ var previousProgram = sync.OnceValues(func() (string, error) {
 
 func needPrevious(t *testing.T) {
 	t.Helper()
+	if os.Getenv("ASPSTATE_TEST_LONG") == "" {
+		t.Skip("builds the previous version: make test-all runs it, with ASPSTATE_TEST_LONG=1")
+	}
 	if path, err := previousProgram(); err == nil && path == "" {
 		t.Skip("the previous version is not in the history here")
 	}

@@ -24,6 +24,9 @@ func Main(m *testing.M) int {
 	return code
 }
 
+// Given reports whether there is a server.
+func Given() bool { return os.Getenv(Variable) != "" }
+
 // Database makes an empty database, which is dropped at the end of the test, and returns its connection string. Without a server the
 // test is skipped.
 func Database(t testing.TB) string {
