@@ -30,6 +30,8 @@ type Server struct {
 	closing atomic.Bool  // a shutdown has begun: connections end with their next answer
 	closed  atomic.Bool  // those that wait for a request have ended, too
 	traffic Traffic
+	bodies  atomic.Pointer[bodies]
+	starved atomic.Int64 // requests that wait for memory; written under mu
 
 	mu        sync.Mutex
 	conns     map[*Conn]struct{}
@@ -38,6 +40,9 @@ type Server struct {
 	cutOff    context.CancelFunc
 	ended     chan struct{} // closed when closing, and the last listener and the last connection have ended
 	refused   seldom        // connections for which there was no room
+	stalled   seldom        // connections that kept memory from others
+
+	lookingOut bool // for those
 }
 
 // Conn is an accepted connection. At every moment it is either idle (waiting for
@@ -48,6 +53,7 @@ type Conn struct {
 	srv   *Server
 	since atomic.Int64 // connBusy, connClosing, or idle since then (Unix nanoseconds)
 	last  bool         // its last answer has gone
+	hold  hold
 }
 
 // Traffic counts connections and bytes since the start.
@@ -55,6 +61,7 @@ type Traffic struct {
 	Accepted   atomic.Uint64 // connections
 	Refused    atomic.Uint64 // for want of room
 	ClosedIdle atomic.Uint64 // to make room
+	CutOff     atomic.Uint64 // for keeping memory from others
 	Received   atomic.Uint64 // bytes
 	Sent       atomic.Uint64
 }
@@ -66,22 +73,37 @@ func (s *Server) Traffic() *Traffic { return &s.traffic }
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.srv.traffic.Received.Add(uint64(n))
+	c.hold.moved.Add(uint64(n))
 	return n, err
 }
 
 // Write implements net.Conn.
-func (c *Conn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.srv.traffic.Sent.Add(uint64(n))
-	return n, err
+func (c *Conn) Write(p []byte) (written int, err error) {
+	for {
+		n, err := c.Conn.Write(p[:min(len(p), writeStep)])
+		c.srv.traffic.Sent.Add(uint64(n))
+		c.hold.moved.Add(uint64(n))
+		written += n
+		if p = p[n:]; len(p) == 0 || err != nil {
+			return written, err
+		}
+	}
 }
 
-// WriteBuffers writes several slices at once, where the system can.
-func (c *Conn) WriteBuffers(b net.Buffers) error {
-	n, err := b.WriteTo(c.Conn)
+// WriteBoth writes a and b, at once where the system can.
+func (c *Conn) WriteBoth(a, b []byte) error {
+	first := min(len(b), writeStep)
+	n, err := (&net.Buffers{a, b[:first]}).WriteTo(c.Conn)
 	c.srv.traffic.Sent.Add(uint64(n))
+	c.hold.moved.Add(uint64(n))
+	if err == nil && first < len(b) {
+		_, err = c.Write(b[first:])
+	}
 	return err
 }
+
+// writeStep is the most that is written at once, so that it is seen how the client takes it.
+const writeStep = 64 << 10
 
 // logEvery is how often a condition that meets every request is logged.
 const logEvery = 10 * time.Second
@@ -256,6 +278,7 @@ func (s *Server) closeLongestIdle() bool {
 
 func (s *Server) run(c *Conn, handle func(ctx context.Context, c *Conn)) {
 	defer s.remove(c)
+	defer c.Free()
 	defer c.Close()
 	defer func() {
 		if p := recover(); p != nil {

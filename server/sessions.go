@@ -91,6 +91,9 @@ func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *
 // SetBudget changes the budget of requests that arrive from now on.
 func (s *Sessions) SetBudget(d time.Duration) { s.budget.Store(int64(d)) }
 
+// Budget is how long after its arrival a request ends, answered or not.
+func (s *Sessions) Budget() time.Duration { return time.Duration(s.budget.Load()) }
+
 // SetSlow sets from when on an operation of the store is slow, and logged; 0 is never.
 func (s *Sessions) SetSlow(d time.Duration) { s.slow.Store(int64(d)) }
 

@@ -225,6 +225,7 @@ func (p *process) apply(was *config.Config) {
 	p.front.Configure(frontSettings(c.Limits))
 	p.server.Access.Allow(c.Allow)
 	p.server.LimitConnections(c.Limits.Connections)
+	p.server.LimitBodies(int64(c.Limits.BodiesInFlight))
 	p.sweeper.Configure(c.Sweep.Interval, c.Sweep.Batch)
 	p.sessions.SetSlow(c.Log.Slow)
 	p.configureAdmin()
@@ -236,7 +237,6 @@ func frontSettings(l config.Limits) stateserver.Settings {
 	s.RequestLine = int(l.RequestLine)
 	s.Headers = int(l.Headers)
 	s.Body = int64(l.Body)
-	s.BodiesInFlight = int64(l.BodiesInFlight)
 	s.Idle = l.Idle
 	return s
 }

@@ -361,9 +361,9 @@ func TestListenGivesBack(t *testing.T) {
 }
 
 func TestFrontSettings(t *testing.T) {
-	got := frontSettings(config.Limits{RequestLine: 1, Headers: 2, Body: 3, BodiesInFlight: 4, Connections: 5, Idle: 6})
+	got := frontSettings(config.Limits{RequestLine: 1, Headers: 2, Body: 3, Idle: 4})
 	want := stateserver.DefaultSettings()
-	want.RequestLine, want.Headers, want.Body, want.BodiesInFlight, want.Idle = 1, 2, 3, 4, 6
+	want.RequestLine, want.Headers, want.Body, want.Idle = 1, 2, 3, 4
 	if got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

@@ -52,7 +52,7 @@ func (p *process) configureTDS() {
 
 func (p *process) tdsSettings(c *config.Config) (s tds.Settings, err error) {
 	s = tds.DefaultSettings()
-	s.Body, s.BodiesInFlight = int64(c.Limits.Body), int64(c.Limits.BodiesInFlight)
+	s.Body = int64(c.Limits.Body)
 	s.Databases = c.TDS.Databases
 	s.RequireTLS = c.TDS.Encryption == "required"
 	if c.TDS.OldTLS {

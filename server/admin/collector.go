@@ -59,6 +59,8 @@ var (
 	connectionsLimit   = desc("connections_limit", "How many connections may be open, 0 for any number.")
 	connectionsTotal   = desc("connections_accepted_total", "Connections that were accepted.")
 	connectionsRefused = desc("connections_refused_total", "Connections that were refused: by the allow list, or because all of the allowed number were busy (limit).", "reason")
+	connectionsCutOff  = desc("connections_cut_off_total", "Connections that were closed because memory for items was used up and their clients neither sent nor took theirs.")
+	itemsInFlight      = desc("items_in_flight_bytes", "Memory that items hold on their way in and out; limits.bodiesInFlight bounds it.")
 	connectionsClosed  = desc("connections_closed_idle_total", "Idle connections that were closed to make room for others.")
 	receivedBytes      = desc("received_bytes_total", "Bytes received from web servers.")
 	sentBytes          = desc("sent_bytes_total", "Bytes sent to web servers.")
@@ -132,6 +134,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(connectionsRefused, c.front.Access.Refusals(), "allow")
 	counter(connectionsRefused, t.Refused.Load(), "limit")
 	counter(connectionsClosed, t.ClosedIdle.Load())
+	counter(connectionsCutOff, t.CutOff.Load())
+	gauge(itemsInFlight, float64(c.front.Held()))
 	counter(receivedBytes, t.Received.Load())
 	counter(sentBytes, t.Sent.Load())
 

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/netip"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 
 	"aspstate/server"
 )
@@ -56,7 +53,7 @@ func (c *conn) serve(ctx context.Context) {
 		}
 		now := time.Now()
 		c.srv.sessions.Metrics.Request(req.operation(), resp.counted(), now.Sub(arrived))
-		if resp.noAnswer || !c.write(now, &resp, session) || resp.closeAfter {
+		if resp.noAnswer || !c.write(ctx, now, &resp, session) || resp.closeAfter {
 			if resp.closeAfter {
 				c.linger()
 			}
@@ -134,24 +131,22 @@ func (c *conn) readHead(arrived time.Time, req *request) error {
 // errGone says that the client closed the connection, or took too long.
 var errGone = errors.New("connection ended within a request")
 
-// body reads a body of n bytes. The slice is good until the next request is read. free
-// must be called when it is no longer needed.
-func (c *conn) body(ctx context.Context, n int64) (body []byte, free func(), err error) {
+// body reads a body of n bytes. The slice is good until the next request is read; what it takes of the memory for
+// items is held until Free.
+func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 	if n <= int64(c.w-c.r) {
 		body = c.in[c.r : c.r+int(n)]
 		c.r += int(n)
-		return body, func() {}, nil
+		return body, nil
 	}
 	by := time.Now().Add(c.settings.ReadBody)
 	c.setReadDeadline(by)
-	ctx, cancel := context.WithDeadline(ctx, by)
-	defer cancel()
-	share := share{of: c.settings.bodies}
+	c.Moving(true)
+	defer c.Moving(false)
 	for int64(len(body)) < n {
 		step := min(n-int64(len(body)), int64(max(bodyStep, len(body))))
-		if err := share.grow(ctx, step); err != nil {
-			share.free()
-			return nil, nil, err
+		if err := c.Hold(ctx, by, step); err != nil {
+			return nil, err
 		}
 		have := len(body)
 		grown := make([]byte, int64(have)+step)
@@ -160,30 +155,10 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, free func(), err
 		buffered := copy(body[have:], c.in[c.r:c.w])
 		c.r += buffered
 		if _, err := io.ReadFull(c.Conn, body[have+buffered:]); err != nil {
-			share.free()
-			return nil, nil, errGone
+			return nil, errGone
 		}
 	}
-	return body, share.free, nil
-}
-
-// share is a connection's part of the bytes that all bodies together may hold.
-type share struct {
-	of   *semaphore.Weighted
-	held int64
-}
-
-func (s *share) grow(ctx context.Context, n int64) error {
-	if err := s.of.Acquire(ctx, n); err != nil {
-		return err
-	}
-	s.held += n
-	return nil
-}
-
-func (s *share) free() {
-	s.of.Release(s.held)
-	s.held = 0
+	return body, nil
 }
 
 // discard reads n bytes and forgets them.
@@ -206,27 +181,37 @@ func (c *conn) discard(n int64) error {
 }
 
 // write sends an answer. A lock that the client cannot have heard of is released.
-func (c *conn) write(now time.Time, resp *response, session server.Session) bool {
+func (c *conn) write(ctx context.Context, now time.Time, resp *response, session server.Session) bool {
+	err := c.send(ctx, now, resp)
+	if err != nil && resp.lockCookie > 0 {
+		c.srv.sessions.ReleaseLater(session, resp.lockCookie)
+	}
+	return err == nil
+}
+
+func (c *conn) send(ctx context.Context, now time.Time, resp *response) error {
 	if c.writeBy.Before(now.Add(c.settings.Write)) {
 		c.writeBy = now.Add(2 * c.settings.Write)
 		c.SetWriteDeadline(c.writeBy)
 	}
+	if len(resp.data) > readBuffer {
+		defer c.Free()
+		if err := c.Hold(ctx, c.writeBy, int64(len(resp.data))); err != nil {
+			return err
+		}
+		c.Moving(true)
+	}
 	c.out = resp.appendTo(c.out[:0], &c.srv.heads)
 	defer c.Answer()()
-	var err error
 	if len(resp.data) > 0 {
 		c.srv.sessions.Metrics.Sent.Observe(int64(len(resp.data)))
 	}
 	if len(resp.data) <= smallAnswer {
 		c.out = append(c.out, resp.data...)
-		_, err = c.Write(c.out)
-	} else {
-		err = c.WriteBuffers(net.Buffers{c.out, resp.data})
+		_, err := c.Write(c.out)
+		return err
 	}
-	if err != nil && resp.lockCookie > 0 {
-		c.srv.sessions.ReleaseLater(session, resp.lockCookie)
-	}
-	return err == nil
+	return c.WriteBoth(c.out, resp.data)
 }
 
 // linger lets the client read a last answer: closing with unread bytes in the

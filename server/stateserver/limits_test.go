@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -112,9 +113,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 // what is announced without being sent does not count.
 func TestBodiesInFlightAreBounded(t *testing.T) {
 	r := start(t, memory.New(0), 5*time.Second)
-	settings := DefaultSettings()
-	settings.Body, settings.BodiesInFlight = 1<<20, 1<<20
-	r.front.Configure(settings)
+	r.tcp.LimitBodies(1 << 20)
 	var stuck []net.Conn
 	for range 8 { // each holds one step
 		conn, err := net.Dial("tcp", r.address)
@@ -125,40 +124,83 @@ func TestBodiesInFlightAreBounded(t *testing.T) {
 		io.WriteString(conn, "PUT /x HTTP/1.1\r\nContent-Length: 1048576\r\n\r\n")
 		stuck = append(stuck, conn)
 	}
-	bodies := r.front.settings.Load().bodies
-	waitFor(t, "eight bodies in flight", func() bool {
-		if bodies.TryAcquire(1<<20 - 8*bodyStep + 1) {
-			bodies.Release(1<<20 - 8*bodyStep + 1)
-			return false
-		}
-		return true
-	})
+	waitFor(t, "eight bodies in flight", func() bool { return r.tcp.Held() == 8*bodyStep })
 	target := newTarget()
 	c := r.dial(t)
 	a, err := c.Set(target, bytes.Repeat([]byte("x"), 300<<10), time.Minute, 0)
 	want(t, 200, a, err)
-	// One that needs all of it waits until the others are gone.
-	done := make(chan error, 1)
-	go func() {
-		a, err := c.Set(target, bytes.Repeat([]byte("y"), 1<<20), time.Minute, 0)
-		if err == nil && a.Status != 200 {
-			err = errors.New(a.StatusLine)
-		}
-		done <- err
-	}()
+	// One that needs all of it has those cut off that send nothing.
+	a, err = c.Set(target, bytes.Repeat([]byte("y"), 1<<20), time.Minute, 0)
+	want(t, 200, a, err)
 	for _, conn := range stuck {
-		conn.Close()
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	waitFor(t, "all bytes to be given back", func() bool {
-		if !bodies.TryAcquire(1 << 20) {
-			return false
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("reading from a connection that should be cut off: %v", err)
 		}
-		bodies.Release(1 << 20)
-		return true
+	}
+	waitFor(t, "all bytes to be given back", func() bool { return r.tcp.Held() == 0 })
+}
+
+// Answers that nobody reads are bounded, too, and give way to those that somebody reads.
+func TestAnswersThatNobodyReadsAreBounded(t *testing.T) {
+	r := start(t, memory.New(0), 20*time.Second)
+	const size = 32 << 20 // larger than what a socket takes without a reader
+	r.tcp.LimitBodies(3 * size)
+	target, small := newTarget(), newTarget()
+	c := r.dial(t)
+	a, err := c.Set(target, make([]byte, size), time.Minute, 0)
+	want(t, 200, a, err)
+	a, err = c.Set(small, []byte("small"), time.Minute, 0)
+	want(t, 200, a, err)
+	var most atomic.Int64
+	for range 10 {
+		conn, err := net.Dial("tcp", r.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, "GET "+target+" HTTP/1.1\r\n\r\n")
+	}
+	waitFor(t, "memory to be used up", func() bool {
+		most.Store(max(most.Load(), r.tcp.Held()))
+		return most.Load() > 2*size
 	})
+	for _, target := range []string{small, target} { // a get waits for its turn, and has it
+		if a, err = c.Get(target); err != nil || a.Status != 200 {
+			t.Errorf("answered %d, %v", a.Status, err)
+		}
+		most.Store(max(most.Load(), r.tcp.Held()))
+	}
+	if most.Load() > 3*size {
+		t.Errorf("%d bytes were held, the limit is %d", most.Load(), 3*size)
+	}
+	if r.tcp.Traffic().CutOff.Load() == 0 {
+		t.Error("nobody was cut off")
+	}
+}
+
+// Bodies that all wait for more of what they hold themselves end all the same: one is cut off for the others.
+func TestBodiesThatWaitForEachOther(t *testing.T) {
+	r := start(t, memory.New(0), 20*time.Second)
+	r.tcp.LimitBodies(1 << 20)
+	sent := make(chan error)
+	for range 3 {
+		c, target := r.dial(t), newTarget()
+		go func() {
+			_, err := c.Set(target, make([]byte, 1<<20), time.Minute, 0)
+			sent <- err
+		}()
+	}
+	arrived := 0
+	for range 3 {
+		if err := <-sent; err == nil {
+			arrived++
+		}
+	}
+	if arrived == 0 {
+		t.Error("none of the items arrived")
+	}
+	waitFor(t, "all bytes to be given back", func() bool { return r.tcp.Held() == 0 })
 }
 
 // A panic ends one connection, nothing else.

@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"aspstate/backends"
 	"aspstate/server"
 )
@@ -23,23 +21,20 @@ import (
 // Settings are what may change while the server runs. A request keeps the settings
 // with which it began.
 type Settings struct {
-	RequestLine    int           // longest request line, in bytes
-	Headers        int           // longest header block, in bytes
-	Body           int64         // largest item, in bytes
-	BodiesInFlight int64         // bytes of all items being received at once
-	Idle           time.Duration // between requests
-	ReadHead       time.Duration // from a request's first byte to its blank line
-	ReadBody       time.Duration // from the blank line to the last byte
-	Write          time.Duration // for an answer to be taken
-
-	bodies *semaphore.Weighted
+	RequestLine int           // longest request line, in bytes
+	Headers     int           // longest header block, in bytes
+	Body        int64         // largest item, in bytes
+	Idle        time.Duration // between requests
+	ReadHead    time.Duration // from a request's first byte to its blank line
+	ReadBody    time.Duration // from the blank line to the last byte
+	Write       time.Duration // for an answer to be taken
 }
 
 // DefaultSettings are the settings of a server without any configuration.
 func DefaultSettings() Settings {
 	return Settings{
 		RequestLine: 8 << 10, Headers: 16 << 10,
-		Body: 64 << 20, BodiesInFlight: 1 << 30,
+		Body: 64 << 20,
 		Idle: 5 * time.Minute, ReadHead: 10 * time.Second, ReadBody: 30 * time.Second, Write: 30 * time.Second,
 	}
 }
@@ -69,14 +64,7 @@ func New(sessions *server.Sessions, statusPrefix, aspNetVersion string, log *slo
 }
 
 // Configure replaces the settings.
-func (s *Server) Configure(settings Settings) {
-	if old := s.settings.Load(); old != nil && old.BodiesInFlight == settings.BodiesInFlight {
-		settings.bodies = old.bodies
-	} else {
-		settings.bodies = semaphore.NewWeighted(settings.BodiesInFlight)
-	}
-	s.settings.Store(&settings)
-}
+func (s *Server) Configure(settings Settings) { s.settings.Store(&settings) }
 
 // Handle serves one connection until it ends; it is a server.Server's Handle.
 func (s *Server) Handle(ctx context.Context, nc *server.Conn) {
@@ -129,13 +117,19 @@ func (c *conn) carryOut(ctx context.Context, ask server.Request, req *request, s
 	}
 	switch req.verb {
 	case verbGet:
+		// Nobody knows how large the answer will be: while others wait for memory, it is not asked for.
+		if req.exclusive != exclusiveRelease {
+			if err := c.Hold(ctx, ask.Arrived.Add(c.srv.sessions.Budget()), 0); err != nil {
+				return response{noAnswer: true}, session, nil
+			}
+		}
 		return c.srv.get(ctx, ask, req, session), session, nil
 	case verbPut:
-		data, free, err := c.body(ctx, req.contentLength)
+		defer c.Free()
+		data, err := c.body(ctx, req.contentLength)
 		if err != nil {
 			return response{}, session, err
 		}
-		defer free()
 		c.srv.sessions.Metrics.Received.Observe(int64(len(data)))
 		return c.srv.put(ctx, ask, req, session, data), session, nil
 	case verbDelete:

@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"aspstate/backends"
 	"aspstate/server"
 )
@@ -61,7 +59,6 @@ type message struct {
 	reset bool // the connection is another user's from here on
 	drop  bool // the client gave it up before its end
 	body  []byte
-	free  func() // to be called when body is no longer needed
 }
 
 // serve answers the requests of a client that has logged in.
@@ -79,7 +76,6 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 		ok = c.answer(ctx, arrived, m)
-		m.free()
 		if !ok {
 			return
 		}
@@ -139,15 +135,8 @@ func (c *conn) readMessage(ctx context.Context, most int64) (m message, err erro
 		by = end
 	}
 	c.SetReadDeadline(by)
-	ctx, cancel := context.WithDeadline(ctx, by)
-	defer cancel()
-	share := share{of: c.settings.bodies}
-	m.free = share.free
-	defer func() {
-		if err != nil {
-			share.free()
-		}
-	}()
+	c.Moving(true)
+	defer c.Moving(false)
 	for first := true; ; first = false {
 		h, err := c.readHeader()
 		if err != nil {
@@ -175,7 +164,7 @@ func (c *conn) readMessage(ctx context.Context, most int64) (m message, err erro
 		}
 		if have+n > cap(m.body) {
 			grown := max(2*cap(m.body), have+n)
-			if err := share.grow(ctx, int64(grown-cap(m.body))); err != nil {
+			if err := c.Hold(ctx, by, int64(grown-cap(m.body))); err != nil {
 				return m, errGone
 			}
 			m.body = append(make([]byte, 0, grown), m.body...)
@@ -205,25 +194,6 @@ func (c *conn) readPayload(dst []byte, n int) ([]byte, error) {
 	return dst, nil
 }
 
-// share is a connection's part of the bytes that all requests together may hold while they arrive.
-type share struct {
-	of   *semaphore.Weighted
-	held int64
-}
-
-func (s *share) grow(ctx context.Context, n int64) error {
-	if err := s.of.Acquire(ctx, n); err != nil {
-		return err
-	}
-	s.held += n
-	return nil
-}
-
-func (s *share) free() {
-	s.of.Release(s.held)
-	s.held = 0
-}
-
 // answer carries out a request and sends the answer. It returns false where the connection is to end.
 func (c *conn) answer(ctx context.Context, arrived time.Time, m message) (goesOn bool) {
 	c.t.b = c.t.b[:0]
@@ -243,10 +213,13 @@ func (c *conn) answer(ctx context.Context, arrived time.Time, m message) (goesOn
 		c.t.done(tokenDone, doneError, didNothing, 0)
 	case m.kind == packetRPC || m.kind == packetBatch:
 		r := &run{conn: c, ctx: ctx, ask: server.Request{Arrived: arrived, Client: c.client, Watch: c.watch}}
-		var err error
-		if m.kind == packetRPC {
+		// Nobody knows how large the answer will be: while others wait for memory, it is not asked for.
+		err := c.Hold(ctx, arrived.Add(c.srv.sessions.Budget()), 0)
+		switch {
+		case err != nil:
+		case m.kind == packetRPC:
 			err = r.rpc(m.body)
-		} else {
+		default:
 			err = r.batch(m.body)
 		}
 		if err != nil { // the store is failing
@@ -275,7 +248,8 @@ func (c *conn) answer(ctx context.Context, arrived time.Time, m message) (goesOn
 		c.t.done(tokenDone, doneAttention, didNothing, 0)
 	}
 	c.t.end()
-	return c.write() && goesOn
+	c.Free()
+	return c.write(ctx) && goesOn
 }
 
 // refuse answers with nothing but an error.
@@ -292,11 +266,8 @@ func (c *conn) takeBack(l lock) {
 }
 
 // write sends the answer. A lock that the client cannot have heard of is released.
-func (c *conn) write() bool {
-	c.SetWriteDeadline(time.Now().Add(c.settings.Write))
-	c.out = appendMessage(c.out[:0], packetReply, c.packetSize, c.t.b)
-	defer c.Answer()()
-	_, err := c.stream.Write(c.out)
+func (c *conn) write(ctx context.Context) bool {
+	err := c.send(ctx, time.Now().Add(c.settings.Write))
 	if err != nil {
 		c.takeBack(c.granted)
 	}
@@ -304,6 +275,21 @@ func (c *conn) write() bool {
 		c.t.b, c.out = nil, nil
 	}
 	return err == nil
+}
+
+func (c *conn) send(ctx context.Context, by time.Time) error {
+	if len(c.t.b) > readBuffer {
+		defer c.Free()
+		if err := c.Hold(ctx, by, 2*int64(len(c.t.b))); err != nil { // it is copied into packets
+			return err
+		}
+		c.Moving(true)
+	}
+	c.SetWriteDeadline(by)
+	c.out = appendMessage(c.out[:0], packetReply, c.packetSize, c.t.b)
+	defer c.Answer()()
+	_, err := c.stream.Write(c.out)
+	return err
 }
 
 // watch waits, while a request waits for a lock, for the client to give the request up (ATTENTION), or the connection. What

@@ -40,13 +40,13 @@ func (c *conn) connect(ctx context.Context) error {
 		return errors.New("it does not begin with PRELOGIN")
 	}
 	p, err := parsePrelogin(m.body)
-	m.free()
+	c.Free()
 	if err != nil {
 		return err
 	}
 	encryption, login, all, ok := p.agree(c.settings.RequireTLS)
 	c.t.b = p.appendReply(c.t.b[:0], encryption)
-	if !c.write() {
+	if !c.write(ctx) {
 		return errGone
 	}
 	if !ok {
@@ -68,7 +68,7 @@ func (c *conn) connect(ctx context.Context) error {
 	if m, err = c.readMessage(ctx, messageOverhead); err != nil {
 		return err
 	}
-	defer m.free()
+	defer c.Free()
 	if m.kind != packetLogin {
 		return errors.New("there is no LOGIN7 after PRELOGIN")
 	}
@@ -117,7 +117,7 @@ func (c *conn) login(ctx context.Context, l login) error {
 	c.t.loginAck(version)
 	c.t.done(tokenDone, 0, didNothing, 0)
 	c.t.end()
-	if !c.write() {
+	if !c.write(ctx) {
 		return errGone
 	}
 	c.packetSize = size
@@ -138,7 +138,7 @@ func (c *conn) refuseLogin(ctx context.Context, l login, why string, answers ...
 	}
 	c.t.done(tokenDone, doneError, didNothing, 0)
 	c.t.end()
-	c.write()
+	c.write(ctx)
 	return errors.New("login refused: " + why)
 }
 

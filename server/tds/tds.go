@@ -26,18 +26,15 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"aspstate/server"
 )
 
 // Settings are what may change while the server runs. A request keeps the settings with which it began.
 type Settings struct {
-	Body           int64         // largest item, in bytes
-	BodiesInFlight int64         // bytes of all requests being received at once
-	Login          time.Duration // from the connection to the end of the login
-	Read           time.Duration // from a request's first byte to its last
-	Write          time.Duration // for an answer to be taken
+	Body  int64         // largest item, in bytes
+	Login time.Duration // from the connection to the end of the login
+	Read  time.Duration // from a request's first byte to its last
+	Write time.Duration // for an answer to be taken
 
 	Databases   []string // names that clients may give the database, in any letter case; the first is the default
 	Users       []User
@@ -45,7 +42,6 @@ type Settings struct {
 	LeastTLS    uint16 // version
 	RequireTLS  bool   // all that clients send and get, not only the login, if they can
 
-	bodies *semaphore.Weighted
 	logins *logins
 	tls    *tls.Config
 }
@@ -53,7 +49,7 @@ type Settings struct {
 // DefaultSettings are the settings without a configuration, but for users and certificate, without which nobody can log in.
 func DefaultSettings() Settings {
 	return Settings{
-		Body: 64 << 20, BodiesInFlight: 1 << 30,
+		Body:  64 << 20,
 		Login: 15 * time.Second, Read: 30 * time.Second, Write: 30 * time.Second,
 		Databases: []string{"ASPState"}, LeastTLS: tls.VersionTLS12,
 	}
@@ -77,11 +73,6 @@ func New(sessions *server.Sessions, log *slog.Logger) *Server {
 
 // Configure replaces the settings.
 func (s *Server) Configure(settings Settings) {
-	if old := s.settings.Load(); old != nil && old.BodiesInFlight == settings.BodiesInFlight {
-		settings.bodies = old.bodies
-	} else {
-		settings.bodies = semaphore.NewWeighted(settings.BodiesInFlight)
-	}
 	settings.logins = newLogins(settings.Users)
 	settings.tls = tlsConfig(settings.Certificate, settings.LeastTLS)
 	s.settings.Store(&settings)
