@@ -10,8 +10,9 @@
 //  2. An expired session is missing at once, whether or not DeleteExpired has
 //     come by; a create over it succeeds and begins a new session (cookie 1).
 //  3. Whatever finds a session renews it: Get, GetExclusive, Release, Set and
-//     ResetTimeout, also when the answer is a LockedError, ErrExists or
-//     ErrConflict, and a Remove that is refused. Stores that write to disk may coalesce: they keep
+//     ResetTimeout, also when the answer is a LockedError or ErrExists, and a
+//     Remove that is a LockedError. Only an ErrConflict does nothing to the
+//     session at all. Stores that write to disk may coalesce: they keep
 //     expires = now + timeout + Slack(timeout) and write it only when the kept
 //     value is below now + timeout. A session never expires early.
 //  4. Missing is ErrNotFound and nothing else is. A store that cannot tell
@@ -99,24 +100,28 @@ type Item struct {
 	Data       []byte
 	Timeout    time.Duration // as last set, not what is left of it
 	LockCookie Cookie        // of the lock just taken; for Get, of the last one
+	// LockAge is how long ago the lock of this cookie was taken, which was then released; a session that was never
+	// locked has the age of its creation. It is 0 where GetExclusive has just taken the lock.
+	LockAge time.Duration
 	// Uninitialized says that the session was created uninitialized and that this is
 	// the first answer since: the flag is now cleared (ActionFlags: 1).
 	Uninitialized bool
 }
 
-// Condition says when a Write applies.
+// Condition says when a Set, Remove or Release applies.
 type Condition uint8
 
 const (
 	// IfUnlocked is the state server's rule (MS-ASP): a locked session takes
-	// only writes with its own lock cookie (else LockedError); an unlocked
-	// one takes any, whatever the cookie; a missing one is created.
+	// only what comes with its own lock cookie (else LockedError); an unlocked
+	// one takes any, whatever the cookie; a Set creates a missing one.
 	IfUnlocked Condition = iota
-	// IfCookie is ASPState's rule: the session exists (else ErrNotFound) and
-	// the cookie is its last one, locked or not (else LockedError or ErrConflict).
+	// IfCookie is ASPState's rule (MS-ASPSS): the session exists (else ErrNotFound)
+	// and the cookie is its last one, locked or not (else ErrConflict). The
+	// uninitialized mark stays.
 	IfCookie
 	// IfMissing creates a session and leaves an existing one as it is, but
-	// renewed (ErrExists).
+	// renewed (ErrExists). It is for Set only.
 	IfMissing
 )
 
@@ -129,8 +134,8 @@ type Write struct {
 	LockCookie Cookie
 	Condition  Condition
 	// Uninitialized marks the session that the write creates. An existing
-	// session keeps its mark, or loses it where its timeout changes (MS-ASP,
-	// as the original does).
+	// session keeps its mark, or loses it where its timeout changes under
+	// IfUnlocked (MS-ASP, as the original does).
 	Uninitialized bool
 }
 
@@ -149,11 +154,10 @@ type Store interface {
 	// new lock's.
 	GetExclusive(ctx context.Context, key Key, tok Token) (Item, error)
 
-	// Release unlocks the session if it is locked with this cookie; another
-	// lock is a LockedError, an unlocked session is left as it is, a missing one
-	// is ErrNotFound. Like Get it clears the uninitialized mark, and
-	// reports it.
-	Release(ctx context.Context, key Key, tok Token, cookie Cookie) (uninitialized bool, err error)
+	// Release unlocks the session under the condition IfUnlocked or IfCookie; one that
+	// is not locked stays so. A missing session is ErrNotFound. Under IfUnlocked it
+	// clears the uninitialized mark, like Get, and reports it.
+	Release(ctx context.Context, key Key, tok Token, cookie Cookie, cond Condition) (uninitialized bool, err error)
 
 	// Set stores data and timeout if w.Condition holds, and unlocks the session.
 	// A refused Set changes nothing. A write for which there is no room is ErrFull.

@@ -90,7 +90,7 @@ func (d *direct) call(ctx context.Context, tok backends.Token, req request) (ans
 	case getExclusive:
 		item, err = d.store.GetExclusive(ctx, key, tok)
 	case release:
-		ans.mark, err = d.store.Release(ctx, key, tok, req.cookie)
+		ans.mark, err = d.store.Release(ctx, key, tok, req.cookie, req.condition)
 	case set:
 		w := backends.Write{Data: data(req.content), Timeout: req.timeout, LockCookie: req.cookie, Condition: req.condition, Uninitialized: req.mark}
 		err = d.store.Set(ctx, key, tok, w)

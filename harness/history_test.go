@@ -205,7 +205,7 @@ type webServer struct {
 	// conditions says that the client may use IfCookie and tell a creation from an existing session,
 	// which the wire does not offer.
 	conditions bool
-	// ifCookie says that all the client's writes are under this condition, as those of mode="SQLServer" are.
+	// ifCookie says that all the client's changes are under this condition, as those of mode="SQLServer" are.
 	ifCookie bool
 
 	held map[string]backends.Cookie // locks that this client was given
@@ -252,7 +252,7 @@ func (c *webServer) next() request {
 		req.content = int(c.history.contents.Add(1))
 		req.timeout = c.timeouts[c.rng.IntN(len(c.timeouts))]
 	}
-	if req.condition == backends.IfUnlocked && (req.verb == set || req.verb == remove) && (c.ifCookie || c.conditions && c.rng.IntN(4) == 0) {
+	if req.condition == backends.IfUnlocked && (req.verb == release || req.verb == set || req.verb == remove) && (c.ifCookie || c.conditions && c.rng.IntN(4) == 0) {
 		req.condition = backends.IfCookie
 	}
 	return req

@@ -31,7 +31,7 @@ type request struct {
 	key       string
 	verb      verb
 	cookie    backends.Cookie    // for release, set and remove
-	condition backends.Condition // for set and remove
+	condition backends.Condition // for release, set and remove
 	content   int                // for set; no two writes of a history have the same
 	timeout   time.Duration      // for set
 	mark      bool               // for set: Uninitialized
@@ -59,7 +59,7 @@ type answer struct {
 	mark     bool            // Uninitialized was reported
 	returned time.Duration   // forever if the outcome is unknown
 	tries    int             // of a client that tried again itself, else 0
-	terse    bool            // the protocol tells neither timeouts, nor a mark but with an item or a lock
+	terse    bool            // the protocol tells no timeouts
 }
 
 type result uint8
@@ -69,7 +69,7 @@ const (
 	missing
 	exists
 	doneOrExists // the wire answers a SetUninitialized like this
-	silent       // mode="SQLServer" does not say whether it is missing, locked or has another cookie
+	silent       // mode="SQLServer" does not say whether it is missing or has another cookie
 	locked
 	conflict
 	unknown // the operation may take effect at any time from its call on, or never
@@ -183,16 +183,15 @@ func (m *model) try(next []session, s session, req request, ans answer) []sessio
 	s, want := m.apply(s, req, ans)
 	if ans.terse {
 		want.timeout = 0
-		want.mark = want.mark && req.verb != release
 	}
 	if owed {
 		s.owed &^= 1 << req.client
-		want.mark = want.result != missing && !(ans.terse && req.verb == release)
+		want.mark = want.result != missing
 	}
 	switch {
 	case ans.result == unknown:
 	case ans.result == doneOrExists && (want.result == done || want.result == exists):
-	case ans.result == silent && (want.result == missing || want.result == locked || want.result == conflict):
+	case ans.result == silent && (want.result == missing || want.result == conflict):
 	case ans.result != want.result:
 		return next
 	case ans.mark != want.mark:
@@ -222,14 +221,18 @@ func (m *model) apply(s session, req request, ans answer) (session, answer) {
 		s = session{exists: true, content: req.content, timeout: req.timeout, cookie: 1, mark: req.mark, now: s.now, owed: s.owed}
 		return m.touch(s, ans), answer{}
 	}
+	if req.condition == backends.IfCookie && req.cookie != s.cookie {
+		return s, answer{result: conflict} // and not renewed either
+	}
 	s = m.touch(s, ans)
-	mark := s.mark
-	refused := answer{result: locked, cookie: s.cookie}
+	mark := false
 	switch req.verb {
 	case get, getExclusive, release:
-		s.mark = false
-		refused.mark = mark
+		if req.condition != backends.IfCookie {
+			mark, s.mark = s.mark, false
+		}
 	}
+	refused := answer{result: locked, cookie: s.cookie, mark: mark}
 	foreign := s.locked && req.cookie != s.cookie
 	switch req.verb {
 	case get, getExclusive:
@@ -255,20 +258,14 @@ func (m *model) apply(s session, req request, ans answer) (session, answer) {
 		if foreign {
 			return s, refused
 		}
-		if req.condition == backends.IfCookie && req.cookie != s.cookie {
-			return s, answer{result: conflict}
-		}
 		s.content, s.locked, s.orphan = req.content, false, false
 		if s.timeout != req.timeout {
-			s.timeout, s.mark = req.timeout, false
+			s.timeout, s.mark = req.timeout, s.mark && req.condition == backends.IfCookie
 		}
 		return s, answer{}
 	case remove:
 		if foreign {
 			return s, refused
-		}
-		if req.condition == backends.IfCookie && req.cookie != s.cookie {
-			return s, answer{result: conflict}
 		}
 		return session{now: s.now, owed: s.owed}, answer{}
 	default: // resetTimeout
@@ -330,12 +327,10 @@ func (r request) String() string {
 		return r.verb.String() + " (an earlier step)"
 	}
 	switch r.verb {
-	case release:
-		return fmt.Sprintf("%v(cookie %d)", r.verb, r.cookie)
+	case release, remove:
+		return fmt.Sprintf("%v(cookie %d, %s)", r.verb, r.cookie, conditions[r.condition])
 	case set:
 		return fmt.Sprintf("%v(#%d, timeout %v, cookie %d, %s, mark %t)", r.verb, r.content, r.timeout, r.cookie, conditions[r.condition], r.mark)
-	case remove:
-		return fmt.Sprintf("%v(cookie %d, %s)", r.verb, r.cookie, conditions[r.condition])
 	}
 	return r.verb.String()
 }

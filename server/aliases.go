@@ -211,7 +211,7 @@ func (l application) GetExclusive(ctx context.Context, session Session) (item ba
 func (l application) Release(ctx context.Context, session Session, cookie backends.Cookie) error {
 	key, err := l.key(ctx, session)
 	if err == nil {
-		_, err = l.r.store.Release(ctx, key, l.s.token(), cookie)
+		_, err = l.r.store.Release(ctx, key, l.s.token(), cookie, backends.IfUnlocked)
 	}
 	return err
 }

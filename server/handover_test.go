@@ -154,7 +154,7 @@ func TestLockIsHandedOverInOrderOfArrival(t *testing.T) {
 				if err := r.set(fmt.Sprint("page ", i), c.item.LockCookie); err != nil {
 					t.Fatal(err)
 				}
-			} else if _, err := r.Release(context.Background(), now(), r.session, c.item.LockCookie); err != nil {
+			} else if _, err := r.Release(context.Background(), now(), r.session, c.item.LockCookie, backends.IfUnlocked); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()
@@ -231,7 +231,7 @@ func TestTimeOverIsAnsweredWithTheTrueLock(t *testing.T) {
 			t.Errorf("a lock older than lockWait: done %v, %v", c.isDone(), c.err)
 		}
 		r.SetLockWait(0)
-		r.Release(context.Background(), now(), r.session, holder.item.LockCookie)
+		r.Release(context.Background(), now(), r.session, holder.item.LockCookie, backends.IfUnlocked)
 		r.begin(true, "")
 		if c := r.begin(true, ""); !c.isDone() || !isLocked(c.err) {
 			t.Errorf("with lockWait 0: done %v, %v", c.isDone(), c.err)
@@ -392,12 +392,12 @@ func TestMarkIsToldAfterWaiting(t *testing.T) {
 		c, other := r.begin(true, ""), (*call)(nil)
 		r.Sessions.setRoute(newRoute(r.store))
 		other = r.begin(true, "")
-		r.Release(context.Background(), now(), r.session, 2)
+		r.Release(context.Background(), now(), r.session, 2, backends.IfUnlocked)
 		synctest.Wait()
 		if !c.isDone() || c.err != nil || !c.item.Uninitialized || other.isDone() {
 			t.Errorf("done %v, marked %v, %v", c.isDone(), c.item.Uninitialized, c.err)
 		}
-		r.Release(context.Background(), now(), r.session, c.item.LockCookie)
+		r.Release(context.Background(), now(), r.session, c.item.LockCookie, backends.IfUnlocked)
 		synctest.Wait()
 		if !other.isDone() || other.item.Uninitialized {
 			t.Errorf("the next: done %v, marked %v", other.isDone(), other.item.Uninitialized)
@@ -490,7 +490,7 @@ func playModel(script []step) error {
 				c.hangUp()
 			}
 		case s.What == "release" && len(has) > 0:
-			r.Release(context.Background(), now(), r.session, has[0].item.LockCookie)
+			r.Release(context.Background(), now(), r.session, has[0].item.LockCookie, backends.IfUnlocked)
 			over(has[0])
 		case s.What == "set" && len(has) > 0:
 			if err := r.set(fmt.Sprint(i), has[0].item.LockCookie); err != nil {
@@ -530,13 +530,13 @@ func TestReleaseDuringATurnIsNotLost(t *testing.T) {
 			}
 			err = apply()
 			once.Do(func() { // somebody else, on another server, was quicker
-				r.store.Store.Release(ctx, r.session.App.key("1"), backends.Token{}, 3)
+				r.store.Store.Release(ctx, r.session.App.key("1"), backends.Token{}, 3, backends.IfUnlocked)
 				other, err2 := r.store.Store.GetExclusive(ctx, r.session.App.key("1"), backends.Token{})
 				if err2 != nil {
 					panic(err2)
 				}
 				err = &backends.LockedError{Cookie: other.LockCookie}
-				r.Release(ctx, now(), r.session, other.LockCookie)
+				r.Release(ctx, now(), r.session, other.LockCookie, backends.IfUnlocked)
 			})
 			return err
 		})

@@ -122,7 +122,7 @@ func TestLockWaitsAreCounted(t *testing.T) {
 		if count(&m.LockWait[WaitLocked]) != 1 || time.Duration(m.LockWait[WaitLocked].Sum()) != time.Second {
 			t.Errorf("waits in vain: %v", m.LockWait[WaitLocked].Counts())
 		}
-		if _, err := r.Release(context.Background(), now(), r.session, item.LockCookie); err != nil {
+		if _, err := r.Release(context.Background(), now(), r.session, item.LockCookie, backends.IfUnlocked); err != nil {
 			t.Fatal(err)
 		}
 		if item, err = r.lock(); err != nil {
@@ -134,7 +134,7 @@ func TestLockWaitsAreCounted(t *testing.T) {
 			done <- err
 		}()
 		time.Sleep(300 * time.Millisecond)
-		r.Release(context.Background(), now(), r.session, item.LockCookie)
+		r.Release(context.Background(), now(), r.session, item.LockCookie, backends.IfUnlocked)
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}

@@ -73,7 +73,7 @@ func (s *Sessions) Names() map[backends.AppID]string {
 // Unlock releases the lock with this cookie in its owner's stead, and hands it over to who
 // waits for it. Another lock is a LockedError; a session that is not locked stays as it is.
 func (s *Sessions) Unlock(ctx context.Context, key backends.Key, cookie backends.Cookie) error {
-	_, err := s.Store().Release(ctx, key, s.token(), cookie)
+	_, err := s.Store().Release(ctx, key, s.token(), cookie, backends.IfUnlocked)
 	if err == nil {
 		s.handover.released(key)
 	}

@@ -155,18 +155,18 @@ func (s *Sessions) getExclusive(ctx context.Context, req Request, session Sessio
 	return item, err
 }
 
-// Release unlocks the session if it is locked with this cookie (MS-ASP 3.1.5.4)
+// Release unlocks the session under the condition (MS-ASP 3.1.5.4)
 // and reports whether it was uninitialized. The client ignores every
 // failure, so a failing store is no error here: the lock is released later.
-func (s *Sessions) Release(ctx context.Context, req Request, session Session, cookie backends.Cookie) (uninitialized bool, err error) {
+func (s *Sessions) Release(ctx context.Context, req Request, session Session, cookie backends.Cookie, cond backends.Condition) (uninitialized bool, err error) {
 	tok, at := s.token(), s.place(session, cookie)
 	_, err = s.do(ctx, stmtRelease, req, func(ctx context.Context) (err error) {
-		uninitialized, err = s.release(ctx, at, tok, cookie)
+		uninitialized, err = s.release(ctx, at, tok, cookie, cond)
 		return err
 	})
 	if !backends.IsAnswer(err) {
 		s.later.add(task{"release", func(ctx context.Context) error {
-			_, err := s.release(ctx, at, tok, cookie)
+			_, err := s.release(ctx, at, tok, cookie, cond)
 			return err
 		}})
 		return false, nil
@@ -179,14 +179,14 @@ func (s *Sessions) Release(ctx context.Context, req Request, session Session, co
 func (s *Sessions) ReleaseLater(session Session, cookie backends.Cookie) {
 	tok, at := s.token(), s.place(session, cookie)
 	s.later.add(task{"release", func(ctx context.Context) error {
-		_, err := s.release(ctx, at, tok, cookie)
+		_, err := s.release(ctx, at, tok, cookie, backends.IfCookie)
 		return err
 	}})
 }
 
-func (s *Sessions) release(ctx context.Context, at *place, tok backends.Token, cookie backends.Cookie) (uninitialized bool, err error) {
+func (s *Sessions) release(ctx context.Context, at *place, tok backends.Token, cookie backends.Cookie, cond backends.Condition) (uninitialized bool, err error) {
 	err = at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
-		uninitialized, err = store.Release(ctx, key, tok, cookie)
+		uninitialized, err = store.Release(ctx, key, tok, cookie, cond)
 		if err == nil {
 			s.handover.released(key)
 		}

@@ -236,7 +236,7 @@ func TestReleaseAndRenewalAreDoneLater(t *testing.T) {
 		if err := r.ResetTimeout(context.Background(), now(), r.session); err != nil || time.Since(begun) != 0 {
 			t.Errorf("reset timeout: %v after %v; want nil after one try", err, time.Since(begun))
 		}
-		if _, err := r.Release(context.Background(), now(), r.session, item.LockCookie); err != nil {
+		if _, err := r.Release(context.Background(), now(), r.session, item.LockCookie, backends.IfUnlocked); err != nil {
 			t.Errorf("release: %v", err)
 		}
 		if took := time.Since(begun); took < budget-time.Second || took > budget {

@@ -79,8 +79,8 @@ func (s *sharedStore) GetExclusive(ctx context.Context, key backends.Key, tok ba
 	return s.Store.GetExclusive(ctx, key, tok)
 }
 
-func (s *sharedStore) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie) (bool, error) {
-	mark, err := s.Store.Release(ctx, key, tok, cookie)
+func (s *sharedStore) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie, cond backends.Condition) (bool, error) {
+	mark, err := s.Store.Release(ctx, key, tok, cookie, cond)
 	s.tell(key, err)
 	return mark, err
 }

@@ -175,7 +175,7 @@ var concurrencyCases = []testCase{
 					item, err = s.Store.Get(s.ctx, key, newToken())
 					mark = item.Uninitialized
 				case 1:
-					mark, err = s.Store.Release(s.ctx, key, newToken(), 2)
+					mark, err = s.Store.Release(s.ctx, key, newToken(), 2, backends.IfUnlocked)
 				default:
 					var item backends.Item
 					item, err = s.Store.GetExclusive(s.ctx, key, newToken())
@@ -207,7 +207,7 @@ var concurrencyCases = []testCase{
 				err := s.Store.Set(s.ctx, key, newToken(), w)
 				if err == nil {
 					wins.Add(1)
-				} else if _, locked := errors.AsType[*backends.LockedError](err); !locked && !errors.Is(err, backends.ErrConflict) {
+				} else if !errors.Is(err, backends.ErrConflict) {
 					s.Errorf("Set: %v", err)
 				}
 			})

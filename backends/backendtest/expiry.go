@@ -22,7 +22,11 @@ var onMissing = []struct {
 		return err
 	}},
 	{"Release", func(ctx context.Context, store backends.Store, key backends.Key) error {
-		_, err := store.Release(ctx, key, newToken(), 2)
+		_, err := store.Release(ctx, key, newToken(), 2, backends.IfUnlocked)
+		return err
+	}},
+	{"Release IfCookie", func(ctx context.Context, store backends.Store, key backends.Key) error {
+		_, err := store.Release(ctx, key, newToken(), 2, backends.IfCookie)
 		return err
 	}},
 	{"Set IfCookie", func(ctx context.Context, store backends.Store, key backends.Key) error {
@@ -204,24 +208,17 @@ var touches = []struct {
 	{"Get", false, func(s *suite, key backends.Key) { s.get(key) }},
 	{"GetExclusive", false, func(s *suite, key backends.Key) { s.getExclusive(key) }},
 	{"Release of an unlocked session", false, func(s *suite, key backends.Key) { s.release(key, 1) }},
+	{"Release IfCookie of an unlocked session", false, func(s *suite, key backends.Key) { s.releaseIfCookie(key, 1) }},
 	{"Set", false, func(s *suite, key backends.Key) { s.set(key, write(timeout)) }},
 	{"Set IfCookie", false, func(s *suite, key backends.Key) {
 		w := write(timeout)
 		w.Condition, w.LockCookie = backends.IfCookie, 1
 		s.set(key, w)
 	}},
-	{"Set IfCookie, ErrConflict", false, func(s *suite, key backends.Key) {
-		w := write(timeout)
-		w.Condition, w.LockCookie = backends.IfCookie, 9
-		s.is("Set", s.Store.Set(s.ctx, key, newToken(), w), backends.ErrConflict)
-	}},
 	{"Set IfMissing, ErrExists", false, func(s *suite, key backends.Key) {
 		w := write(timeout)
 		w.Condition = backends.IfMissing
 		s.is("Set", s.Store.Set(s.ctx, key, newToken(), w), backends.ErrExists)
-	}},
-	{"Remove IfCookie, ErrConflict", false, func(s *suite, key backends.Key) {
-		s.is("Remove", s.Store.Remove(s.ctx, key, newToken(), 9, backends.IfCookie), backends.ErrConflict)
 	}},
 	{"ResetTimeout", false, func(s *suite, key backends.Key) { s.resetTimeout(key) }},
 	{"locked Get", true, func(s *suite, key backends.Key) { s.locked(key, 2) }},
@@ -230,8 +227,9 @@ var touches = []struct {
 		s.isLocked("GetExclusive", err, 2)
 	}},
 	{"locked Release", true, func(s *suite, key backends.Key) { s.release(key, 2) }},
+	{"locked Release IfCookie", true, func(s *suite, key backends.Key) { s.releaseIfCookie(key, 2) }},
 	{"locked Release with another cookie", true, func(s *suite, key backends.Key) {
-		_, err := s.Store.Release(s.ctx, key, newToken(), 9)
+		_, err := s.Store.Release(s.ctx, key, newToken(), 9, backends.IfUnlocked)
 		s.isLocked("Release", err, 2)
 	}},
 	{"locked Set", true, func(s *suite, key backends.Key) {
@@ -241,11 +239,6 @@ var touches = []struct {
 	}},
 	{"locked Set with another cookie", true, func(s *suite, key backends.Key) {
 		s.isLocked("Set", s.Store.Set(s.ctx, key, newToken(), write(timeout)), 2)
-	}},
-	{"locked Set IfCookie with another cookie", true, func(s *suite, key backends.Key) {
-		w := write(timeout)
-		w.Condition = backends.IfCookie
-		s.isLocked("Set", s.Store.Set(s.ctx, key, newToken(), w), 2)
 	}},
 	{"locked Set IfMissing", true, func(s *suite, key backends.Key) {
 		w := write(timeout)
@@ -291,6 +284,31 @@ var renewalCases = []testCase{
 					s.is(fmt.Sprintf("touched when %v idle, the session is %v overdue", idle, slack+tick), err, backends.ErrNotFound)
 				}
 			})
+		}
+	}},
+	{"never by an ErrConflict", func(s *suite) {
+		conflicts := map[string]func(key backends.Key) error{
+			"Release": func(key backends.Key) error {
+				_, err := s.Store.Release(s.ctx, key, newToken(), 9, backends.IfCookie)
+				return err
+			},
+			"Set": func(key backends.Key) error {
+				w := write(2 * timeout)
+				w.Condition, w.LockCookie = backends.IfCookie, 9
+				return s.Store.Set(s.ctx, key, newToken(), w)
+			},
+			"Remove": func(key backends.Key) error { return s.Store.Remove(s.ctx, key, newToken(), 9, backends.IfCookie) },
+		}
+		for name, conflict := range conflicts {
+			for _, create := range []func(backends.Key) backends.Write{s.create, s.createLocked} {
+				key := s.key()
+				create(key)
+				s.backdate(key, timeout-margin)
+				s.is(name, conflict(key), backends.ErrConflict)
+				s.backdate(key, backends.Slack(timeout)+margin+tick)
+				s.is(name, conflict(key), backends.ErrNotFound)
+				s.missing(key)
+			}
 		}
 	}},
 	{"again and again", func(s *suite) {

@@ -70,8 +70,8 @@ func (f *Failing) GetExclusive(ctx context.Context, key backends.Key, tok backen
 	return item, err
 }
 
-func (f *Failing) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie) (uninitialized bool, err error) {
-	err = f.call(ctx, "release", func() (err error) { uninitialized, err = f.Store.Release(ctx, key, tok, cookie); return })
+func (f *Failing) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie, cond backends.Condition) (uninitialized bool, err error) {
+	err = f.call(ctx, "release", func() (err error) { uninitialized, err = f.Store.Release(ctx, key, tok, cookie, cond); return })
 	return uninitialized, err
 }
 

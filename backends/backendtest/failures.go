@@ -29,7 +29,11 @@ var operations = []operation{
 		return err
 	}},
 	{"Release", func(ctx context.Context, s *suite, key backends.Key, tok backends.Token) error {
-		_, err := s.Store.Release(ctx, key, tok, 1)
+		_, err := s.Store.Release(ctx, key, tok, 1, backends.IfUnlocked)
+		return err
+	}},
+	{"Release IfCookie", func(ctx context.Context, s *suite, key backends.Key, tok backends.Token) error {
+		_, err := s.Store.Release(ctx, key, tok, 1, backends.IfCookie)
 		return err
 	}},
 	{"Set", func(ctx context.Context, s *suite, key backends.Key, tok backends.Token) error {

@@ -130,7 +130,7 @@ var releaseCases = []testCase{
 		key := s.key()
 		s.createLocked(key)
 		for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3, 1<<31 - 1} {
-			_, err := s.Store.Release(s.ctx, key, newToken(), cookie)
+			_, err := s.Store.Release(s.ctx, key, newToken(), cookie, backends.IfUnlocked)
 			s.isLocked("Release", err, 2)
 		}
 		s.locked(key, 2)
@@ -140,7 +140,7 @@ var releaseCases = []testCase{
 		s.createLocked(key)
 		s.release(key, 2)
 		s.lock(key)
-		_, err := s.Store.Release(s.ctx, key, newToken(), 2)
+		_, err := s.Store.Release(s.ctx, key, newToken(), 2, backends.IfUnlocked)
 		s.isLocked("Release", err, 3)
 		s.locked(key, 3)
 	}},
@@ -158,9 +158,61 @@ var releaseCases = []testCase{
 	}},
 	{"of a missing session is ErrNotFound and creates nothing", func(s *suite) {
 		key := s.key()
-		_, err := s.Store.Release(s.ctx, key, newToken(), 1)
+		_, err := s.Store.Release(s.ctx, key, newToken(), 1, backends.IfUnlocked)
 		s.is("Release", err, backends.ErrNotFound)
 		s.missing(key)
+	}},
+	{"IfCookie with the last cookie unlocks and keeps content, cookie and mark", func(s *suite) {
+		key := s.key()
+		w := s.createLocked(key)
+		if s.releaseIfCookie(key, 2) {
+			s.Fatal("Release reports a mark that was never set")
+		}
+		s.holds(key, w, 2)
+		s.releaseIfCookie(key, 2) // unlocked: the cookie is still the last
+		s.holds(key, w, 2)
+		key = s.key()
+		w = s.createUninitialized(key)
+		if s.releaseIfCookie(key, 1) {
+			s.Fatal("Release IfCookie reports the mark")
+		}
+		item := s.get(key)
+		s.sameItem(item, w, 1)
+		if !item.Uninitialized {
+			s.Fatal("Release IfCookie has cleared the mark")
+		}
+	}},
+	{"IfCookie with another cookie is ErrConflict and changes nothing, locked or not", func(s *suite) {
+		key := s.key()
+		w := s.createUninitialized(key)
+		refused := func(cookies ...backends.Cookie) {
+			for _, cookie := range cookies {
+				mark, err := s.Store.Release(s.ctx, key, newToken(), cookie, backends.IfCookie)
+				s.is("Release", err, backends.ErrConflict)
+				if mark {
+					s.Fatalf("a refused Release with cookie %d reports the mark", cookie)
+				}
+			}
+		}
+		refused(backends.NoCookie, 0, 2, 7)
+		item := s.get(key)
+		s.sameItem(item, w, 1)
+		if !item.Uninitialized {
+			s.Fatal("a refused Release has cleared the mark")
+		}
+		s.lock(key)
+		refused(backends.NoCookie, 0, 1, 3, 1<<31-1)
+		s.locked(key, 2)
+		s.release(key, 2)
+		s.holds(key, w, 2)
+	}},
+	{"IfCookie of a missing session is ErrNotFound and creates nothing", func(s *suite) {
+		key := s.key()
+		for _, cookie := range someCookies {
+			_, err := s.Store.Release(s.ctx, key, newToken(), cookie, backends.IfCookie)
+			s.is("Release", err, backends.ErrNotFound)
+			s.missing(key)
+		}
 	}},
 	{"with the cookie of the refusal breaks a dead worker's lock", func(s *suite) {
 		key := s.key()
@@ -210,22 +262,14 @@ var lockAgeCases = []testCase{
 				return err
 			},
 			"Release": func() error {
-				_, err := s.Store.Release(s.ctx, key, newToken(), 7)
+				_, err := s.Store.Release(s.ctx, key, newToken(), 7, backends.IfUnlocked)
 				return err
 			},
 			"Set": func() error {
 				return s.Store.Set(s.ctx, key, newToken(), write(timeout))
 			},
-			"Set IfCookie": func() error {
-				w := write(timeout)
-				w.Condition = backends.IfCookie
-				return s.Store.Set(s.ctx, key, newToken(), w)
-			},
 			"Remove": func() error {
 				return s.Store.Remove(s.ctx, key, newToken(), 7, backends.IfUnlocked)
-			},
-			"Remove IfCookie": func() error {
-				return s.Store.Remove(s.ctx, key, newToken(), 7, backends.IfCookie)
 			},
 		}
 		for range 2 {
@@ -240,6 +284,31 @@ var lockAgeCases = []testCase{
 				}
 			}
 		}
+	}},
+	{"is told of an unlocked session as of its last lock, or of its creation", func(s *suite) {
+		key := s.key()
+		s.create(key)
+		aged := func(what string, want time.Duration) {
+			s.Helper()
+			if age := s.get(key).LockAge; age < want || age > want+margin {
+				s.Fatalf("%s: lock age is %v, want %v", what, age, want)
+			}
+		}
+		aged("created", 0)
+		s.backdate(key, 5*minute)
+		aged("never locked", 5*minute)
+		if age := s.getExclusive(key).LockAge; age != 0 {
+			s.Fatalf("the lock just taken is %v old", age)
+		}
+		s.backdate(key, 3*minute)
+		s.release(key, 2)
+		aged("released", 3*minute)
+		w := write(2 * timeout)
+		s.set(key, w)
+		s.resetTimeout(key)
+		aged("written", 3*minute)
+		s.backdate(key, 7*minute)
+		aged("released long ago", 10*minute)
 	}},
 	{"begins anew with each lock", func(s *suite) {
 		key := s.key()

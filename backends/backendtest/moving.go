@@ -86,6 +86,7 @@ var importCases = []testCase{
 			} else {
 				item := s.get(session.Key)
 				s.sameItem(item, backends.Write{Data: session.Data, Timeout: session.Timeout}, session.LockCookie)
+				s.between("the last lock's age", item.LockAge, session.LockAge-time.Millisecond, session.LockAge+margin)
 				if item.Uninitialized != session.Uninitialized {
 					s.Fatalf("the mark is %t, want %t", item.Uninitialized, session.Uninitialized)
 				}

@@ -172,9 +172,18 @@ func (s *suite) lock(key backends.Key) backends.Cookie {
 
 func (s *suite) release(key backends.Key, cookie backends.Cookie) (uninitialized bool) {
 	s.Helper()
-	uninitialized, err := s.Store.Release(s.ctx, key, newToken(), cookie)
+	uninitialized, err := s.Store.Release(s.ctx, key, newToken(), cookie, backends.IfUnlocked)
 	if err != nil {
 		s.Fatalf("Release with cookie %d: %v", cookie, err)
+	}
+	return uninitialized
+}
+
+func (s *suite) releaseIfCookie(key backends.Key, cookie backends.Cookie) (uninitialized bool) {
+	s.Helper()
+	uninitialized, err := s.Store.Release(s.ctx, key, newToken(), cookie, backends.IfCookie)
+	if err != nil {
+		s.Fatalf("Release IfCookie with cookie %d: %v", cookie, err)
 	}
 	return uninitialized
 }

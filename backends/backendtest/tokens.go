@@ -338,8 +338,12 @@ var tokenCases = []testCase{
 		key := s.key()
 		w := s.createLocked(key)
 		tok := newToken()
+		cond := backends.IfUnlocked
+		if coin() {
+			cond = backends.IfCookie
+		}
 		release := func(ctx context.Context) error {
-			_, err := s.Store.Release(ctx, key, tok, 2)
+			_, err := s.Store.Release(ctx, key, tok, 2, cond)
 			return err
 		}
 		err, answered := in.try(s, "Release", release)
@@ -370,7 +374,7 @@ var tokenCases = []testCase{
 		}
 		if coin() {
 			name, report = "Release", func(ctx context.Context) (err error) {
-				mark, err = s.Store.Release(ctx, key, tok, 1)
+				mark, err = s.Store.Release(ctx, key, tok, 1, backends.IfUnlocked)
 				return err
 			}
 		}

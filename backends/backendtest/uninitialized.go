@@ -1,6 +1,8 @@
 package backendtest
 
 import (
+	"time"
+
 	"aspstate/backends"
 )
 
@@ -23,7 +25,7 @@ var reports = []report{
 		if s.isLocked("GetExclusive", err, item.LockCookie).Uninitialized {
 			s.Fatal("GetExclusive of the locked session reports the mark again")
 		}
-		_, err = s.Store.Release(s.ctx, key, newToken(), item.LockCookie+1)
+		_, err = s.Store.Release(s.ctx, key, newToken(), item.LockCookie+1, backends.IfUnlocked)
 		if s.isLocked("Release", err, item.LockCookie).Uninitialized {
 			s.Fatal("Release with another cookie reports the mark again")
 		}
@@ -47,16 +49,21 @@ var unreporting = []struct {
 		w.Uninitialized = true
 		s.set(key, w)
 	}},
-	{"Set IfCookie with the same timeout", func(s *suite, key backends.Key) {
-		w := write(timeout)
-		w.Condition, w.LockCookie = backends.IfCookie, 1
-		s.set(key, w)
+	{"Set IfCookie", func(s *suite, key backends.Key) {
+		for _, timeout := range []time.Duration{timeout, timeout + minute} {
+			w := write(timeout)
+			w.Condition, w.LockCookie = backends.IfCookie, 1
+			s.set(key, w)
+		}
 	}},
+	{"Release IfCookie", func(s *suite, key backends.Key) { s.releaseIfCookie(key, 1) }},
 	{"ErrConflict", func(s *suite, key backends.Key) {
 		w := write(2 * timeout)
 		w.Condition, w.LockCookie = backends.IfCookie, 2
 		s.is("Set", s.Store.Set(s.ctx, key, newToken(), w), backends.ErrConflict)
 		s.is("Remove", s.Store.Remove(s.ctx, key, newToken(), 2, backends.IfCookie), backends.ErrConflict)
+		_, err := s.Store.Release(s.ctx, key, newToken(), 2, backends.IfCookie)
+		s.is("Release", err, backends.ErrConflict)
 	}},
 	{"ErrExists", func(s *suite, key backends.Key) {
 		w := write(2 * timeout)
@@ -140,18 +147,16 @@ var uninitializedCases = []testCase{
 		}
 	}},
 	{"is lost when Set changes the timeout", func(s *suite) {
-		for _, cond := range []backends.Condition{backends.IfUnlocked, backends.IfCookie} {
-			for _, again := range []bool{false, true} {
-				key := s.key()
-				s.createUninitialized(key)
-				w := write(timeout + minute)
-				w.Condition, w.LockCookie, w.Uninitialized = cond, 1, again
-				s.set(key, w)
-				item := s.get(key)
-				s.sameItem(item, w, 1)
-				if item.Uninitialized {
-					s.Fatalf("condition %d, Uninitialized %t: the session kept its mark", cond, again)
-				}
+		for _, again := range []bool{false, true} {
+			key := s.key()
+			s.createUninitialized(key)
+			w := write(timeout + minute)
+			w.LockCookie, w.Uninitialized = 1, again
+			s.set(key, w)
+			item := s.get(key)
+			s.sameItem(item, w, 1)
+			if item.Uninitialized {
+				s.Fatalf("Uninitialized %t: the session kept its mark", again)
 			}
 		}
 	}},

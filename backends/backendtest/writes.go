@@ -49,12 +49,10 @@ var setCases = []testCase{
 	{"of a locked session with another cookie is a LockedError and changes nothing", func(s *suite) {
 		key := s.key()
 		before := s.createLocked(key)
-		for _, cond := range []backends.Condition{backends.IfUnlocked, backends.IfCookie} {
-			for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3} {
-				w := write(2 * timeout)
-				w.Condition, w.LockCookie, w.Uninitialized = cond, cookie, true
-				s.isLocked("Set", s.Store.Set(s.ctx, key, newToken(), w), 2)
-			}
+		for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3} {
+			w := write(2 * timeout)
+			w.LockCookie, w.Uninitialized = cookie, true
+			s.isLocked("Set", s.Store.Set(s.ctx, key, newToken(), w), 2)
 		}
 		s.locked(key, 2)
 		s.release(key, 2)
@@ -104,15 +102,23 @@ var setCases = []testCase{
 		s.set(key, w) // the lock is gone, its cookie is still the last
 		s.holds(key, w, 2)
 	}},
-	{"IfCookie of an unlocked session with another cookie is ErrConflict and changes nothing", func(s *suite) {
+	{"IfCookie with another cookie is ErrConflict and changes nothing, locked or not", func(s *suite) {
 		key := s.key()
 		before := s.createLocked(key)
+		refused := func() {
+			for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3} {
+				w := write(2 * timeout)
+				w.Condition, w.LockCookie, w.Uninitialized = backends.IfCookie, cookie, true
+				s.is("Set", s.Store.Set(s.ctx, key, newToken(), w), backends.ErrConflict)
+			}
+		}
+		refused()
+		s.locked(key, 2)
 		s.release(key, 2)
-		for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3} {
-			w := write(2 * timeout)
-			w.Condition, w.LockCookie = backends.IfCookie, cookie
-			s.is("Set", s.Store.Set(s.ctx, key, newToken(), w), backends.ErrConflict)
-			s.holds(key, before, 2)
+		refused()
+		s.holds(key, before, 2)
+		if s.get(key).Uninitialized {
+			s.Fatal("a refused Set marked the session")
 		}
 	}},
 	{"IfCookie of a missing session is ErrNotFound and creates nothing", func(s *suite) {
@@ -177,10 +183,8 @@ var removeCases = []testCase{
 	{"of a locked session with another cookie is a LockedError and deletes nothing", func(s *suite) {
 		key := s.key()
 		w := s.createLocked(key)
-		for _, cond := range []backends.Condition{backends.IfUnlocked, backends.IfCookie} {
-			for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3} {
-				s.isLocked("Remove", s.Store.Remove(s.ctx, key, newToken(), cookie, cond), 2)
-			}
+		for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3} {
+			s.isLocked("Remove", s.Store.Remove(s.ctx, key, newToken(), cookie, backends.IfUnlocked), 2)
 		}
 		s.locked(key, 2)
 		s.release(key, 2)
@@ -193,15 +197,20 @@ var removeCases = []testCase{
 		s.is("Remove", s.Store.Remove(s.ctx, key, newToken(), 2, backends.IfCookie), nil)
 		s.missing(key)
 	}},
-	{"IfCookie of an unlocked session with another cookie is ErrConflict and deletes nothing", func(s *suite) {
+	{"IfCookie with another cookie is ErrConflict and deletes nothing, locked or not", func(s *suite) {
 		key := s.key()
 		w := s.createLocked(key)
-		s.release(key, 2)
-		for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3} {
-			err := s.Store.Remove(s.ctx, key, newToken(), cookie, backends.IfCookie)
-			s.is("Remove", err, backends.ErrConflict)
-			s.holds(key, w, 2)
+		refused := func() {
+			for _, cookie := range []backends.Cookie{backends.NoCookie, 0, 1, 3} {
+				err := s.Store.Remove(s.ctx, key, newToken(), cookie, backends.IfCookie)
+				s.is("Remove", err, backends.ErrConflict)
+			}
 		}
+		refused()
+		s.locked(key, 2)
+		s.release(key, 2)
+		refused()
+		s.holds(key, w, 2)
 	}},
 	{"of a missing session is ErrNotFound", func(s *suite) {
 		for _, cond := range []backends.Condition{backends.IfUnlocked, backends.IfCookie} {

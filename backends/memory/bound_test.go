@@ -50,7 +50,7 @@ func TestBound(t *testing.T) {
 	if _, err := s.GetExclusive(ctx, a, tok); backends.IsAnswer(err) && errors.Is(err, backends.ErrNotFound) || err == nil {
 		t.Fatalf("GetExclusive: %v, want a LockedError", err)
 	}
-	if _, err := s.Release(ctx, a, tok, 2); err != nil {
+	if _, err := s.Release(ctx, a, tok, 2, backends.IfUnlocked); err != nil {
 		t.Fatal(err)
 	}
 	if item, err := s.Get(ctx, a, tok); err != nil || len(item.Data) != size || item.Timeout != time.Hour {
@@ -159,7 +159,7 @@ func TestReadsDoNotAllocate(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			if _, err := s.Release(ctx, key, tok, item.LockCookie); err != nil {
+			if _, err := s.Release(ctx, key, tok, item.LockCookie, backends.IfUnlocked); err != nil {
 				t.Error(err)
 			}
 		},

@@ -153,18 +153,21 @@ func (s *Store) lock(ctx context.Context, op string, key backends.Key) (*shard, 
 	return sh, s.now(), nil
 }
 
-// find returns the session, renewed, or nil if it is missing.
-func (s *Store) find(sh *shard, key backends.Key, now time.Duration) *session {
+// find returns the session, renewed, or ErrNotFound. Under the condition IfCookie another cookie than the
+// session's last is ErrConflict, and the session stays as it is.
+func (s *Store) find(sh *shard, key backends.Key, now time.Duration, cookie backends.Cookie, cond backends.Condition) (*session, error) {
 	se := sh.sessions[key]
-	if se == nil {
-		return nil
-	}
-	if se.expires < now {
+	switch {
+	case se == nil:
+		return nil, backends.ErrNotFound
+	case se.expires < now:
 		s.drop(sh, se)
-		return nil
+		return nil, backends.ErrNotFound
+	case cond == backends.IfCookie && cookie != se.cookie:
+		return nil, backends.ErrConflict
 	}
 	se.expires = expiry(now, se.timeout)
-	return se
+	return se, nil
 }
 
 // drop deletes a session.
@@ -214,17 +217,6 @@ func (se *session) lockedError(now time.Duration, mark bool) error {
 	return &backends.LockedError{Cookie: se.cookie, Age: age, Since: time.Now().Add(-age), Uninitialized: mark}
 }
 
-// refuse is why the condition forbids a change of the session, or nil.
-func (se *session) refuse(now time.Duration, cookie backends.Cookie, cond backends.Condition) error {
-	switch {
-	case se.locked && cookie != se.cookie:
-		return se.lockedError(now, false)
-	case cond == backends.IfCookie && cookie != se.cookie:
-		return backends.ErrConflict
-	}
-	return nil
-}
-
 // Get implements backends.Store.
 func (s *Store) Get(ctx context.Context, key backends.Key, _ backends.Token) (backends.Item, error) {
 	return s.get(ctx, "get", key, false)
@@ -241,9 +233,9 @@ func (s *Store) get(ctx context.Context, op string, key backends.Key, exclusive 
 		return backends.Item{}, err
 	}
 	defer sh.mu.Unlock()
-	se := s.find(sh, key, now)
-	if se == nil {
-		return backends.Item{}, backends.ErrNotFound
+	se, err := s.find(sh, key, now, backends.NoCookie, backends.IfUnlocked)
+	if err != nil {
+		return backends.Item{}, err
 	}
 	mark := se.takeMark()
 	if se.locked {
@@ -254,21 +246,21 @@ func (s *Store) get(ctx context.Context, op string, key backends.Key, exclusive 
 		se.lockedAt = now
 		se.cookie++
 	}
-	return backends.Item{Data: se.data, Timeout: se.timeout, LockCookie: se.cookie, Uninitialized: mark}, nil
+	return backends.Item{Data: se.data, Timeout: se.timeout, LockCookie: se.cookie, LockAge: now - se.lockedAt, Uninitialized: mark}, nil
 }
 
 // Release implements backends.Store.
-func (s *Store) Release(ctx context.Context, key backends.Key, _ backends.Token, cookie backends.Cookie) (bool, error) {
+func (s *Store) Release(ctx context.Context, key backends.Key, _ backends.Token, cookie backends.Cookie, cond backends.Condition) (bool, error) {
 	sh, now, err := s.lock(ctx, "release", key)
 	if err != nil {
 		return false, err
 	}
 	defer sh.mu.Unlock()
-	se := s.find(sh, key, now)
-	if se == nil {
-		return false, backends.ErrNotFound
+	se, err := s.find(sh, key, now, cookie, cond)
+	if err != nil {
+		return false, err
 	}
-	mark := se.takeMark()
+	mark := cond == backends.IfUnlocked && se.takeMark()
 	if se.locked && cookie != se.cookie {
 		return false, se.lockedError(now, mark)
 	}
@@ -284,17 +276,16 @@ func (s *Store) Set(ctx context.Context, key backends.Key, _ backends.Token, w b
 		return err
 	}
 	defer sh.mu.Unlock()
-	se := s.find(sh, key, now)
+	se, err := s.find(sh, key, now, w.LockCookie, w.Condition)
 	switch {
-	case se == nil && w.Condition == backends.IfCookie:
-		return backends.ErrNotFound
-	case se == nil:
+	case err == backends.ErrNotFound && w.Condition != backends.IfCookie:
 		return s.create(sh, now, key, data, w)
+	case err != nil:
+		return err
 	case w.Condition == backends.IfMissing:
 		return backends.ErrExists
-	}
-	if err := se.refuse(now, w.LockCookie, w.Condition); err != nil {
-		return err
+	case se.locked && w.LockCookie != se.cookie:
+		return se.lockedError(now, false)
 	}
 	if !s.makeRoom(sh, int64(len(data)-len(se.data)), now) {
 		return s.full
@@ -303,7 +294,7 @@ func (s *Store) Set(ctx context.Context, key backends.Key, _ backends.Token, w b
 	se.locked = false
 	if w.Timeout != se.timeout {
 		se.timeout = w.Timeout
-		se.uninitialized = false
+		se.uninitialized = se.uninitialized && w.Condition == backends.IfCookie
 		se.expires = expiry(now, w.Timeout)
 		if se.expires < se.due {
 			se.due = se.expires
@@ -346,12 +337,12 @@ func (s *Store) Remove(ctx context.Context, key backends.Key, _ backends.Token, 
 		return err
 	}
 	defer sh.mu.Unlock()
-	se := s.find(sh, key, now)
-	if se == nil {
-		return backends.ErrNotFound
-	}
-	if err := se.refuse(now, cookie, cond); err != nil {
+	se, err := s.find(sh, key, now, cookie, cond)
+	if err != nil {
 		return err
+	}
+	if se.locked && cookie != se.cookie {
+		return se.lockedError(now, false)
 	}
 	s.drop(sh, se)
 	return nil
@@ -364,10 +355,8 @@ func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
 		return err
 	}
 	defer sh.mu.Unlock()
-	if s.find(sh, key, now) == nil {
-		return backends.ErrNotFound
-	}
-	return nil
+	_, err = s.find(sh, key, now, backends.NoCookie, backends.IfUnlocked)
+	return err
 }
 
 // Ping implements backends.Store.

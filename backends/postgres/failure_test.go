@@ -110,7 +110,7 @@ func (v *visitors) run(one *visitor, store *Store) {
 			}
 			one.cookie = locked.Cookie
 			v.try(func(ctx context.Context) error {
-				_, err := store.Release(ctx, one.key, newToken(), locked.Cookie)
+				_, err := store.Release(ctx, one.key, newToken(), locked.Cookie, backends.IfUnlocked)
 				return err
 			})
 			continue

@@ -52,7 +52,7 @@ func TestExpectedReleasesAreTold(t *testing.T) {
 	ctx := t.Context()
 	ends := map[string]func(key backends.Key, cookie backends.Cookie) error{
 		"release": func(key backends.Key, cookie backends.Cookie) error {
-			_, err := a.Release(ctx, key, newToken(), cookie)
+			_, err := a.Release(ctx, key, newToken(), cookie, backends.IfUnlocked)
 			return err
 		},
 		"set": func(key backends.Key, cookie backends.Cookie) error {
@@ -80,7 +80,7 @@ func TestExpectedReleasesAreTold(t *testing.T) {
 		// Nobody expects this release: the next word is of the next one.
 		item, err := a.GetExclusive(ctx, key, newToken())
 		if err == nil {
-			_, err = a.Release(ctx, key, newToken(), item.LockCookie)
+			_, err = a.Release(ctx, key, newToken(), item.LockCookie, backends.IfUnlocked)
 		}
 		if err != nil || !item.Uninitialized {
 			t.Fatalf("%s: %+v, %v", name, item, err)
@@ -93,7 +93,7 @@ func TestExpectedReleasesAreTold(t *testing.T) {
 				t.Fatalf("%s: a locked session is not: %v", name, err)
 			}
 		}
-		if _, err := a.Release(ctx, key, newToken(), item.LockCookie+1); err == nil {
+		if _, err := a.Release(ctx, key, newToken(), item.LockCookie+1, backends.IfUnlocked); err == nil {
 			t.Fatalf("%s: released with a wrong cookie", name)
 		}
 		other := backends.Key{App: -7, ID: "other " + name}
@@ -114,7 +114,7 @@ func TestExpectedReleasesAreTold(t *testing.T) {
 			if item, err = a.GetExclusive(ctx, key, newToken()); err != nil || item.Uninitialized {
 				t.Fatalf("%s: %+v, %v", name, item, err)
 			}
-			if _, err := a.Release(ctx, key, newToken(), item.LockCookie); err != nil {
+			if _, err := a.Release(ctx, key, newToken(), item.LockCookie, backends.IfUnlocked); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -145,7 +145,7 @@ func TestReleasesOfAnotherSchemaAreNotTold(t *testing.T) {
 		if locked, err := s.Expect(ctx, key); !locked || err != nil {
 			t.Fatalf("expect: %v, %v", locked, err)
 		}
-		if _, err := s.Release(ctx, key, newToken(), item.LockCookie); err != nil {
+		if _, err := s.Release(ctx, key, newToken(), item.LockCookie, backends.IfUnlocked); err != nil {
 			t.Fatal(err)
 		}
 	}

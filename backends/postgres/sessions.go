@@ -31,8 +31,12 @@ func (s *Store) GetExclusive(ctx context.Context, key backends.Key, tok backends
 }
 
 // Release implements backends.Store.
-func (s *Store) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie) (bool, error) {
-	_, mark, err := s.touch(ctx, "release", key, tok, opRelease, cookie)
+func (s *Store) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie, cond backends.Condition) (bool, error) {
+	op := int32(opRelease)
+	if cond == backends.IfCookie {
+		op = opReleaseIfCookie
+	}
+	_, mark, err := s.touch(ctx, "release", key, tok, op, cookie)
 	return mark, err
 }
 
@@ -137,12 +141,16 @@ func (c *call) result(mark bool) (backends.Item, bool, error) {
 			a.cookie = backends.Cookie(int4(a.found[33:37])) // the first try's lock
 		}
 	}
-	return backends.Item{
+	item := backends.Item{
 		Data:          a.item,
 		Timeout:       time.Duration(a.timeout) * time.Millisecond,
 		LockCookie:    a.cookie,
 		Uninitialized: mark,
-	}, mark, nil
+	}
+	if a.item != nil && c.op == opGet {
+		item.LockAge = max(0, a.now.Sub(a.lockAt))
+	}
+	return item, mark, nil
 }
 
 // entry appends what the statements make an entry in recent of: the token, the stream that wrote it, and when (microseconds of the

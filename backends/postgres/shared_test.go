@@ -45,8 +45,8 @@ func (f farm) Get(ctx context.Context, key backends.Key, tok backends.Token) (ba
 func (f farm) GetExclusive(ctx context.Context, key backends.Key, tok backends.Token) (backends.Item, error) {
 	return f.of(tok).GetExclusive(ctx, key, tok)
 }
-func (f farm) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie) (bool, error) {
-	return f.of(tok).Release(ctx, key, tok, cookie)
+func (f farm) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie, cond backends.Condition) (bool, error) {
+	return f.of(tok).Release(ctx, key, tok, cookie, cond)
 }
 func (f farm) Set(ctx context.Context, key backends.Key, tok backends.Token, w backends.Write) error {
 	return f.of(tok).Set(ctx, key, tok, w)

@@ -34,12 +34,13 @@ const (
 // Operations of touchSQL and readSQL. Up to opGetExclusive a locked session refuses them; up to opRelease they
 // report and clear the uninitialized mark.
 const (
-	opGet            = 1
-	opGetExclusive   = 2
-	opRelease        = 3
-	opRemove         = 4 // IfUnlocked
-	opRemoveIfCookie = 5
-	opResetTimeout   = 6
+	opGet             = 1
+	opGetExclusive    = 2
+	opRelease         = 3
+	opRemove          = 4 // IfUnlocked
+	opRemoveIfCookie  = 5
+	opResetTimeout    = 6
+	opReleaseIfCookie = 7
 )
 
 // leftSQL is whether the store was left.
@@ -114,7 +115,8 @@ WITH ` + fence + `, input AS MATERIALIZED (
     FOR UPDATE OF s
 ), sighted AS (
     SELECT timed.*, moved, expires >= now AS alive,
-        NOT moved AND expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond' AS due,
+        NOT moved AND expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond'
+            AND NOT (op IN (5, 7) AND given <> lock_cookie) AS due,
         NOT moved AND expires >= now AND op <= 3 AND flags & 1 = 1 AS clears,
         coalesce(substr(found, 33, 1) = '\x01', false) AS repeats_mark
     FROM (SELECT held.*, clock_timestamp() AS now FROM held OFFSET 0) AS timed CROSS JOIN fence
@@ -122,18 +124,17 @@ WITH ` + fence + `, input AS MATERIALIZED (
     SELECT sighted.*, CASE
         WHEN now >= $8::timestamptz THEN 5
         WHEN op = 2 AND alive AND substr(found, 34, 4) <> '\x00000000' THEN 7
-        WHEN op IN (3, 4, 5) AND found IS NOT NULL THEN 7
+        WHEN op IN (3, 4, 5, 7) AND found IS NOT NULL THEN 7
         WHEN moved AND (found IS NULL OR NOT alive OR op = 2 AND NOT locked) THEN 10
         WHEN NOT alive THEN 1
-        WHEN locked AND op <= 2 THEN 2
-        WHEN locked AND op <= 5 AND given <> lock_cookie THEN 2
-        WHEN op = 5 AND given <> lock_cookie THEN 3
+        WHEN op IN (5, 7) AND given <> lock_cookie THEN 3
+        WHEN locked AND (op <= 2 OR op <= 4 AND given <> lock_cookie) THEN 2
         ELSE 0 END AS act
     FROM sighted
 ), recorded AS (
     SELECT judged.*, act <> 5 AND NOT moved AND (clears OR act = 7 OR op <= 2 AND repeats_mark
-        OR act = 0 AND (op IN (2, 4, 5) OR op = 3 AND locked)) AS records,
-        act = 0 AND op IN (3, 4, 5) AND locked AS frees
+        OR act = 0 AND (op IN (2, 4, 5) OR op IN (3, 7) AND locked)) AS records,
+        act = 0 AND op IN (3, 4, 5, 7) AND locked AS frees
     FROM judged
 ), ruled AS MATERIALIZED (
     SELECT recorded.*, act <> 5 AND (due OR records) AS writes FROM recorded
@@ -202,8 +203,8 @@ WITH ` + fence + `, input AS MATERIALIZED (
         WHEN moved THEN 10
         WHEN NOT alive THEN CASE WHEN cond = 1 THEN 1 ELSE 8 END
         WHEN cond = 2 THEN 4
-        WHEN locked AND given <> lock_cookie THEN 2
         WHEN cond = 1 AND given <> lock_cookie THEN 3
+        WHEN locked AND given <> lock_cookie THEN 2
         ELSE 0 END AS act
     FROM sighted
 ), stored AS (
@@ -214,7 +215,7 @@ WITH ` + fence + `, input AS MATERIALIZED (
         lock_cookie = CASE WHEN j.act = 8 THEN 1 ELSE s.lock_cookie END,
         timeout = j.new_timeout,
         locked = false,
-        flags = CASE WHEN j.act = 8 THEN j.mark WHEN j.new_timeout <> s.timeout THEN 0 ELSE s.flags & ~2 END,
+        flags = CASE WHEN j.act = 8 THEN j.mark WHEN j.new_timeout <> s.timeout AND j.cond <> 1 THEN 0 ELSE s.flags & ~2 END,
         sweep_at = least(s.sweep_at, j.new_expires),
         item = ($10::bytea[])[j.n],
         recent = ` + newRecent + `'\x0000000000'::bytea
@@ -224,7 +225,7 @@ WITH ` + fence + `, input AS MATERIALIZED (
 ), renewed AS (
     UPDATE sessions s SET expires = j.now + (j.timeout + least(j.timeout / 20, 60000)) * interval '1 millisecond'
     FROM judged j
-    WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.due AND j.act IN (2, 3, 4, 7)
+    WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.due AND j.act IN (2, 4, 7)
     RETURNING j.n
 ), inserted AS (
     INSERT INTO sessions (app_id, session_id, created, expires, lock_date, lock_cookie, timeout, locked, flags, sweep_at, recent, item)

@@ -128,7 +128,7 @@ func TestAnswerLost(t *testing.T) {
 				u.try(f, tok, func() error { _, err := u.store.GetExclusive(ctx, key, tok); return err })
 				if applied {
 					u.locked(key, 2)
-				} else if _, err := u.seer.Release(ctx, key, newToken(), 7); err != nil { // takes the mark
+				} else if _, err := u.seer.Release(ctx, key, newToken(), 7, backends.IfUnlocked); err != nil { // takes the mark
 					t.Fatal(err)
 				}
 				for range 2 {
@@ -160,12 +160,12 @@ func TestAnswerLost(t *testing.T) {
 				u.create(key)
 				_, err := u.seer.GetExclusive(ctx, key, newToken())
 				u.must(err)
-				u.try(f, tok, func() error { _, err := u.store.Release(ctx, key, tok, 2); return err })
+				u.try(f, tok, func() error { _, err := u.store.Release(ctx, key, tok, 2, backends.IfUnlocked); return err })
 				if applied {
 					_, err = u.seer.GetExclusive(ctx, key, newToken())
 					u.must(err)
 				}
-				_, err = u.store.Release(ctx, key, tok, 2)
+				_, err = u.store.Release(ctx, key, tok, 2, backends.IfUnlocked)
 				u.must(err)
 				if applied {
 					u.locked(key, 3)
@@ -278,7 +278,7 @@ func TestStatementArrivesLate(t *testing.T) {
 			u.must(err)
 			got, err := u.store.GetExclusive(ctx, key, tok)
 			u.must(err)
-			_, err = u.store.Release(ctx, key, newToken(), got.LockCookie)
+			_, err = u.store.Release(ctx, key, newToken(), got.LockCookie, backends.IfUnlocked)
 			if _, ok := errors.AsType[*backends.LockedError](err); !ok {
 				t.Fatalf("%v: the retry was given the lock of another", err)
 			}
@@ -327,7 +327,7 @@ func (u *unreliable) unlock(key backends.Key) {
 	u.Helper()
 	_, err := u.seer.Get(u.Context(), key, newToken())
 	if locked, ok := errors.AsType[*backends.LockedError](err); ok {
-		_, err = u.seer.Release(u.Context(), key, newToken(), locked.Cookie)
+		_, err = u.seer.Release(u.Context(), key, newToken(), locked.Cookie, backends.IfUnlocked)
 	}
 	u.must(err)
 }

@@ -117,7 +117,7 @@ func TestUpdatesAreHOT(t *testing.T) {
 				s.must(err)
 				s.age(10 * time.Minute)
 				s.must(s.store.ResetTimeout(ctx, s.key))
-				_, err = s.store.Release(ctx, s.key, newToken(), got.LockCookie)
+				_, err = s.store.Release(ctx, s.key, newToken(), got.LockCookie, backends.IfUnlocked)
 				s.must(err)
 			}
 			if after := chunks(); after != before {

@@ -106,7 +106,7 @@ func crashCycle(ctx context.Context, s *Store, id string, report func(ack)) erro
 	switch mathrand.IntN(8) {
 	case 0:
 		report(ack{ID: id, Op: "begin", Next: "release"})
-		_, err := s.Release(ctx, key, newToken(), w.LockCookie)
+		_, err := s.Release(ctx, key, newToken(), w.LockCookie, backends.IfUnlocked)
 		if err == nil {
 			report(ack{ID: id, Op: "release"})
 		}
@@ -266,7 +266,7 @@ func checkAfterKill(t *testing.T, s *Store, id string, b *believed) {
 	}
 	if now.locked {
 		// The item is behind the lock. Its cookie opens it.
-		if _, err := s.Release(t.Context(), key, newToken(), now.cookie); err != nil {
+		if _, err := s.Release(t.Context(), key, newToken(), now.cookie, backends.IfUnlocked); err != nil {
 			t.Fatalf("%s: release with the lock's cookie: %v", id, err)
 		}
 		item, err := s.Get(t.Context(), key, newToken())

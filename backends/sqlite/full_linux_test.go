@@ -42,7 +42,7 @@ func TestFullDisk(t *testing.T) {
 	w := write(bytes.Repeat(blob(1), 10))
 	w.LockCookie = locked.LockCookie
 	wantIs(t, s.Set(t.Context(), key(0), newToken(), w), backends.ErrFull)
-	if _, err := s.Release(t.Context(), key(0), newToken(), locked.LockCookie); err != nil {
+	if _, err := s.Release(t.Context(), key(0), newToken(), locked.LockCookie, backends.IfUnlocked); err != nil {
 		t.Fatalf("the lock cannot be released on a full disk: %v", err)
 	}
 	holds(t, s, key(0), blob(0), locked.LockCookie)
@@ -76,7 +76,7 @@ func TestFullDiskReusesTheLog(t *testing.T) {
 	for i := range 100 {
 		item, err := s.GetExclusive(t.Context(), key(i%20), newToken())
 		if err == nil {
-			_, err = s.Release(t.Context(), key(i%20), newToken(), item.LockCookie)
+			_, err = s.Release(t.Context(), key(i%20), newToken(), item.LockCookie, backends.IfUnlocked)
 		}
 		if err != nil {
 			t.Fatalf("cycle %d, with a log of %d bytes, %d before: %v", i, logSize(t, s), before, err)

@@ -21,6 +21,14 @@ func (w *writer) touch(se *session) error {
 	return w.setExpires.run()
 }
 
+// touchRefused renews a session that refuses a change, but for an ErrConflict.
+func (w *writer) touchRefused(o *op, se *session) error {
+	if o.err == backends.ErrConflict {
+		return nil
+	}
+	return w.touch(se)
+}
+
 // takeMark clears the uninitialized mark and reports whether it was there.
 func (w *writer) takeMark(se *session) (bool, error) {
 	if !se.marked() {
@@ -58,7 +66,7 @@ func (w *writer) fetch(o *op, lock bool) error {
 		if err := w.lockSession.run(); err != nil {
 			return err
 		}
-		se.cookie = cookie
+		se.cookie, se.lockDate = cookie, w.now
 	}
 	o.item, o.err = se.found(w.now, mark)
 	return nil
@@ -69,17 +77,24 @@ func (w *writer) release(o *op) error {
 	if err != nil {
 		return err
 	}
-	if se.missing(w.now) {
+	switch {
+	case se.missing(w.now):
 		o.err = backends.ErrNotFound
+		return nil
+	case o.cond == backends.IfCookie && o.cookie != se.cookie:
+		o.err = backends.ErrConflict
 		return nil
 	}
 	if err := w.touch(&se); err != nil {
 		return err
 	}
-	mark, err := w.takeMark(&se)
+	mark := false
+	if o.cond == backends.IfUnlocked {
+		if mark, err = w.takeMark(&se); err != nil {
+			return err
+		}
+	}
 	switch {
-	case err != nil:
-		return err
 	case se.locked && o.cookie != se.cookie:
 		o.err = se.lockedError(w.now, mark)
 		return nil
@@ -104,14 +119,17 @@ func (w *writer) set(o *op) error {
 		return w.create(o, &se)
 	}
 	if o.err = se.refusal(w.now, o.cookie, o.cond); o.err != nil {
-		return w.touch(&se)
+		return w.touchRefused(o, &se)
 	}
 	if timeout := milliseconds(o.timeout); timeout != se.timeout {
 		_, expires := expiry(w.now, timeout)
 		w.setTimeout.bindInt(1, se.row)
 		w.setTimeout.bindInt(2, timeout)
 		w.setTimeout.bindInt(3, expires)
-		w.setTimeout.bindInt(4, se.flags&^uninitialized)
+		if o.cond != backends.IfCookie {
+			se.flags &^= uninitialized
+		}
+		w.setTimeout.bindInt(4, se.flags)
 		err = w.setTimeout.run()
 	} else {
 		err = w.touch(&se)
@@ -158,7 +176,7 @@ func (w *writer) remove(o *op) error {
 		return nil
 	}
 	if o.err = se.refusal(w.now, o.cookie, o.cond); o.err != nil {
-		return w.touch(&se)
+		return w.touchRefused(o, &se)
 	}
 	return w.delete(se.row)
 }

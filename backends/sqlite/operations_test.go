@@ -155,7 +155,7 @@ func TestPageCycleRenewsSeldom(t *testing.T) {
 		w := write(data(2))
 		w.LockCookie = item.LockCookie
 		set(t, s, key(1), w)
-		if _, err := s.Release(t.Context(), key(1), newToken(), item.LockCookie); err != nil {
+		if _, err := s.Release(t.Context(), key(1), newToken(), item.LockCookie, backends.IfUnlocked); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -242,7 +242,7 @@ func TestCookiesBeginAgain(t *testing.T) {
 		if err != nil || item.LockCookie != want {
 			t.Fatalf("cookie %d, error %v, want %d", item.LockCookie, err, want)
 		}
-		if _, err := s.Release(t.Context(), key(1), newToken(), want); err != nil {
+		if _, err := s.Release(t.Context(), key(1), newToken(), want, backends.IfUnlocked); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -270,7 +270,7 @@ func TestReopenKeepsEverything(t *testing.T) {
 			t.Fatal(err)
 		}
 		if item.LockCookie < 5 {
-			if _, err := s.Release(t.Context(), in(2), newToken(), item.LockCookie); err != nil {
+			if _, err := s.Release(t.Context(), in(2), newToken(), item.LockCookie, backends.IfUnlocked); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -294,7 +294,7 @@ func TestReopenKeepsEverything(t *testing.T) {
 	if locked, _ := errors.AsType[*backends.LockedError](err); locked.Age < time.Minute || locked.Age > 2*time.Minute {
 		t.Errorf("the lock is %v old, want a minute", locked.Age)
 	}
-	if _, err := s.Release(t.Context(), in(2), newToken(), 5); err != nil {
+	if _, err := s.Release(t.Context(), in(2), newToken(), 5, backends.IfUnlocked); err != nil {
 		t.Fatal(err)
 	}
 	if item, err := s.GetExclusive(t.Context(), in(2), newToken()); item.LockCookie != 6 || err != nil {

@@ -155,12 +155,12 @@ func TestRetryOfRemoveAndRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 	resume, err = abandoned(t, s, func(ctx context.Context) error {
-		_, err := s.Release(ctx, key(1), release, 1)
+		_, err := s.Release(ctx, key(1), release, 1, backends.IfUnlocked)
 		return err
 	})
 	wantUnknown(t, err)
 	resume()
-	if mark, err := s.Release(t.Context(), key(1), release, 1); !mark || err != nil {
+	if mark, err := s.Release(t.Context(), key(1), release, 1, backends.IfUnlocked); !mark || err != nil {
 		t.Fatalf("mark %t, error %v, want the first try's", mark, err)
 	}
 	holds(t, s, key(1), data(2), 1)
@@ -199,7 +199,7 @@ func TestQueuedOperationIsWithdrawn(t *testing.T) {
 			return err
 		},
 		"Release": func(ctx context.Context, tok backends.Token) error {
-			_, err := s.Release(ctx, key(1), tok, 1)
+			_, err := s.Release(ctx, key(1), tok, 1, backends.IfUnlocked)
 			return err
 		},
 		"Set": func(ctx context.Context, tok backends.Token) error { return s.Set(ctx, key(1), tok, write(data(2))) },

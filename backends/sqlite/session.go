@@ -75,11 +75,14 @@ func (se *session) next() backends.Cookie {
 	return se.cookie + 1
 }
 
+// lockAge is how long ago the last lock was taken.
+func (se *session) lockAge(now int64) time.Duration { return duration(max(0, now-se.lockDate)) }
+
 // lockedError describes the lock.
 func (se *session) lockedError(now int64, mark bool) error {
 	return &backends.LockedError{
 		Cookie:        se.cookie,
-		Age:           duration(max(0, now-se.lockDate)),
+		Age:           se.lockAge(now),
 		Since:         time.UnixMilli(se.lockDate),
 		Uninitialized: mark,
 	}
@@ -90,10 +93,10 @@ func (se *session) refusal(now int64, cookie backends.Cookie, cond backends.Cond
 	switch {
 	case cond == backends.IfMissing:
 		return backends.ErrExists
-	case se.locked && cookie != se.cookie:
-		return se.lockedError(now, false)
 	case cond == backends.IfCookie && cookie != se.cookie:
 		return backends.ErrConflict
+	case se.locked && cookie != se.cookie:
+		return se.lockedError(now, false)
 	default:
 		return nil
 	}
@@ -108,6 +111,7 @@ func (se *session) found(now int64, mark bool) (backends.Item, error) {
 		Data:          se.item,
 		Timeout:       duration(se.timeout),
 		LockCookie:    se.cookie,
+		LockAge:       se.lockAge(now),
 		Uninitialized: mark,
 	}, nil
 }

@@ -178,11 +178,11 @@ func (s *Store) GetExclusive(ctx context.Context, key backends.Key, tok backends
 }
 
 // Release implements backends.Store.
-func (s *Store) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie) (bool, error) {
+func (s *Store) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie, cond backends.Condition) (bool, error) {
 	o := s.outcomes.rejoin(tok)
 	if o == nil {
 		o = newOp("release", (*writer).release, key, tok)
-		o.cookie = cookie
+		o.cookie, o.cond = cookie, cond
 	}
 	if err := s.do(ctx, o); err != nil {
 		return false, err

@@ -197,7 +197,7 @@ func TestLockDoesNotRewriteTheItem(t *testing.T) {
 	cycle := func() {
 		item, err := s.GetExclusive(t.Context(), key(1), newToken())
 		if err == nil {
-			_, err = s.Release(t.Context(), key(1), newToken(), item.LockCookie)
+			_, err = s.Release(t.Context(), key(1), newToken(), item.LockCookie, backends.IfUnlocked)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -103,7 +103,7 @@ func TestOwnSessionsAreNoDirectUse(t *testing.T) {
 		item, err := s.GetExclusive(t.Context(), key, newToken())
 		w.must(err)
 		if i%2 == 0 {
-			_, err := s.Release(t.Context(), key, newToken(), item.LockCookie)
+			_, err := s.Release(t.Context(), key, newToken(), item.LockCookie, backends.IfUnlocked)
 			w.must(err)
 		}
 		w.must(s.ResetTimeout(t.Context(), key))

@@ -59,7 +59,7 @@ func TestFirstTriesThatComeLateDoNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Release(t.Context(), key, backends.Token{3}, item.LockCookie); err != nil {
+		if _, err := s.Release(t.Context(), key, backends.Token{3}, item.LockCookie, backends.IfUnlocked); err != nil {
 			t.Fatal(err)
 		}
 		sl.seq-- // the retry used it once more

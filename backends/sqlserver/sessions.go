@@ -86,14 +86,16 @@ func (r *row) marked() bool { return r.flags&1 == 1 }
 func (r *row) reports() bool { return r.flags&2 == 2 }
 
 func (r *row) lockedError(mark bool) error {
-	return &backends.LockedError{Cookie: r.cookie, Age: max(0, r.now.Sub(r.lockDate)), Since: r.lockDate, Uninitialized: mark}
+	return &backends.LockedError{Cookie: r.cookie, Age: r.lockAge(), Since: r.lockDate, Uninitialized: mark}
 }
+
+func (r *row) lockAge() time.Duration { return max(0, r.now.Sub(r.lockDate)) }
 
 func (r *row) item(mark bool) (backends.Item, error) {
 	if len(r.data) == 0 {
 		return backends.Item{}, fmt.Errorf("the session has no item: %w", backends.ErrPermanent)
 	}
-	return backends.Item{Data: r.data, Timeout: duration(r.timeout), LockCookie: r.cookie, Uninitialized: mark}, nil
+	return backends.Item{Data: r.data, Timeout: duration(r.timeout), LockCookie: r.cookie, LockAge: r.lockAge(), Uninitialized: mark}, nil
 }
 
 // minutes is a timeout as the column Timeout has it.
@@ -248,18 +250,24 @@ func (s *Store) GetExclusive(ctx context.Context, key backends.Key, tok backends
 			err = r.lockedError(mark)
 		}
 	}
+	item.LockAge = 0
 	return item, wrap("get exclusive", err)
 }
 
 // Release implements backends.Store.
-func (s *Store) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie) (mark bool, err error) {
+func (s *Store) Release(ctx context.Context, key backends.Key, tok backends.Token, cookie backends.Cookie, cond backends.Condition) (mark bool, err error) {
 	tried, err := s.earlier(ctx, tok, func(o outcome) error { mark = o.mark; return nil })
 	for !tried && err == nil {
 		var r row
-		r, err = s.change(ctx, tok, noItem, releaseSQL, keyDeclared+", @cookie int", keyArg(key), sql.Named("cookie", int32(cookie)))
+		r, err = s.change(ctx, tok, noItem, releaseSQL, keyDeclared+", @cookie int, @ifCookie bit",
+			keyArg(key), sql.Named("cookie", int32(cookie)), sql.Named("ifCookie", cond == backends.IfCookie))
 		if err == nil && r.done == done {
 			mark = r.reports()
 			break
+		}
+		if err == nil && cond == backends.IfCookie {
+			err = s.mismatch(ctx, key, r, cookie)
+			continue
 		}
 		if err == nil {
 			r, mark, err = s.settle(ctx, key, tok, r, noItem, true, false)
@@ -306,7 +314,10 @@ func (s *Store) Set(ctx context.Context, key backends.Key, tok backends.Token, w
 			return wrap("set", roomFailure(err))
 		case r.done == done:
 			return nil
-		case r.found && !r.exact && w.Condition != backends.IfCookie:
+		case w.Condition == backends.IfCookie:
+			err = s.mismatch(ctx, key, r, w.LockCookie)
+			continue
+		case r.found && !r.exact:
 			err = s.ambiguous(key)
 			continue
 		}
@@ -314,7 +325,7 @@ func (s *Store) Set(ctx context.Context, key backends.Key, tok backends.Token, w
 		if err == nil && w.Condition == backends.IfMissing && r.exact {
 			err = backends.ErrExists
 		} else if err == nil {
-			err = r.refusal(w.LockCookie, w.Condition)
+			err = r.refusal(w.LockCookie)
 		}
 	}
 	return wrap("set", err)
@@ -323,16 +334,26 @@ func (s *Store) Set(ctx context.Context, key backends.Key, tok backends.Token, w
 const setDeclared = keyDeclared + `, @cookie int, @timeout int, @short varbinary(7000), @long varbinary(max), @mark bit,
     @updates bit, @ifCookie bit, @creates bit`
 
-// refusal is why a Set or Remove was refused, nil if there is no reason any more.
-func (r *row) refusal(cookie backends.Cookie, cond backends.Condition) error {
-	switch {
-	case !r.exact && cond == backends.IfCookie:
-		return backends.ErrNotFound
-	case !r.exact || r.cookie == cookie:
-		return nil
-	case r.locked:
+// refusal is why a Set or Remove IfUnlocked was refused, nil if there is no reason any more.
+func (r *row) refusal(cookie backends.Cookie) error {
+	if r.exact && r.locked && r.cookie != cookie {
 		return r.lockedError(false)
-	case cond == backends.IfCookie:
+	}
+	return nil
+}
+
+// mismatch is why a change IfCookie was refused, nil if there is no reason any more. The session stays as it is.
+func (s *Store) mismatch(ctx context.Context, key backends.Key, r row, cookie backends.Cookie) error {
+	switch {
+	case r.dead():
+		deleted, err := s.bury(ctx, key)
+		if err != nil || !deleted { // it was renewed
+			return err
+		}
+		return backends.ErrNotFound
+	case !r.exact:
+		return backends.ErrNotFound
+	case r.cookie != cookie:
 		return backends.ErrConflict
 	}
 	return nil
@@ -356,13 +377,17 @@ func (s *Store) Remove(ctx context.Context, key backends.Key, tok backends.Token
 		if err == nil && r.done == done {
 			break
 		}
+		if err == nil && cond == backends.IfCookie {
+			err = s.mismatch(ctx, key, r, cookie)
+			continue
+		}
 		if err == nil {
 			r, _, err = s.settle(ctx, key, tok, r, noItem, false, false)
 		}
 		if err == nil && !r.exact {
 			err = backends.ErrNotFound
 		} else if err == nil {
-			err = r.refusal(cookie, cond)
+			err = r.refusal(cookie)
 		}
 	}
 	return wrap("remove", err)

@@ -290,7 +290,10 @@ func TestIDsThatTheKeyTakesForOneAreRefused(t *testing.T) {
 	for name, call := range map[string]func(ctx context.Context) error{
 		"Get":          func(ctx context.Context) error { _, err := s.Get(ctx, capital, newToken()); return err },
 		"GetExclusive": func(ctx context.Context) error { _, err := s.GetExclusive(ctx, capital, newToken()); return err },
-		"Release":      func(ctx context.Context) error { _, err := s.Release(ctx, capital, newToken(), 1); return err },
+		"Release": func(ctx context.Context) error {
+			_, err := s.Release(ctx, capital, newToken(), 1, backends.IfUnlocked)
+			return err
+		},
 		"Remove":       func(ctx context.Context) error { return s.Remove(ctx, capital, newToken(), 1, backends.IfUnlocked) },
 		"ResetTimeout": func(ctx context.Context) error { return s.ResetTimeout(ctx, capital) },
 	} {

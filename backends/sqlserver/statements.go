@@ -95,11 +95,11 @@ WHERE ` + exact + ` AND Locked = 0 AND Expires >= @now
 SET @done = @@ROWCOUNT
 ` + marked + noted + answered
 
-// releaseSQL is Release.
+// releaseSQL is Release of a locked session, or under @ifCookie of any.
 const releaseSQL = begin + `
 UPDATE dbo.ASPStateTempSessions
-SET Locked = 0, Flags = ` + clears + `, Expires = ` + due + `
-WHERE ` + exact + ` AND Locked = 1 AND LockCookie = @cookie AND Expires >= @now
+SET Locked = 0, Flags = CASE WHEN @ifCookie = 1 THEN Flags & ~2 ELSE ` + clears + ` END, Expires = ` + due + `
+WHERE ` + exact + ` AND (Locked = 1 OR @ifCookie = 1) AND LockCookie = @cookie AND Expires >= @now
 SET @done = @@ROWCOUNT
 ` + marked + noted + answered
 
@@ -117,7 +117,7 @@ SET @done = 0
 IF @updates = 1
 BEGIN
     UPDATE dbo.ASPStateTempSessions
-    SET Flags = CASE WHEN Timeout <> @timeout THEN Flags & ~1 ELSE Flags END, Timeout = @timeout, Expires = ` + expires + `, Locked = 0,
+    SET Flags = CASE WHEN Timeout <> @timeout AND @ifCookie = 0 THEN Flags & ~1 ELSE Flags END, Timeout = @timeout, Expires = ` + expires + `, Locked = 0,
         SessionItemShort = @short, SessionItemLong = @long
     WHERE ` + exact + ` AND (LockCookie = @cookie OR @ifCookie = 0 AND Locked = 0) AND Expires >= @now
     SET @done = @@ROWCOUNT

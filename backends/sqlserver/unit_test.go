@@ -181,7 +181,7 @@ func TestBatchesDeclareTheirParameters(t *testing.T) {
 		"read":    {readSQL, keyDeclared + item},
 		"touch":   {touchSQL, keyDeclared + ", @clears bit, @onlyLocked bit" + request + item},
 		"lock":    {lockSQL, keyDeclared + request + item},
-		"release": {releaseSQL, keyDeclared + ", @cookie int" + request + item},
+		"release": {releaseSQL, keyDeclared + ", @cookie int, @ifCookie bit" + request + item},
 		"remove":  {removeSQL, keyDeclared + ", @cookie int, @ifCookie bit" + request + item},
 		"set":     {setSQL, setDeclared + request + item},
 		"bury":    {burySQL, keyDeclared},

@@ -186,7 +186,7 @@ func (s *Server) release(ctx context.Context, ask server.Request, req *request, 
 		}
 		return resp
 	}
-	uninitialized, err := s.sessions.Release(ctx, ask, session, req.lockCookie.cookie)
+	uninitialized, err := s.sessions.Release(ctx, ask, session, req.lockCookie.cookie, backends.IfUnlocked)
 	resp := answer(err)
 	resp.actionFlags = resp.actionFlags || uninitialized
 	return resp

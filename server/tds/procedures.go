@@ -268,7 +268,7 @@ func (r *run) silently(op server.Operation, did uint16, err error) error {
 func release(r *run, args []value) error {
 	session, ok, err := r.session(args[0])
 	if ok && !args[1].null {
-		_, err = r.srv.sessions.Release(r.ctx, r.ask, session, cookie(args[1]))
+		_, err = r.srv.sessions.Release(r.ctx, r.ask, session, cookie(args[1]), backends.IfCookie)
 	} else if err == nil {
 		err = backends.ErrNotFound
 	}
