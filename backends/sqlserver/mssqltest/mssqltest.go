@@ -2,14 +2,17 @@
 package mssqltest
 
 import (
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"database/sql"
+	"errors"
+	"math/rand/v2"
 	"net/url"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
-	_ "github.com/microsoft/go-mssqldb" // the driver sqlserver
+	mssql "github.com/microsoft/go-mssqldb" // and the driver sqlserver
 )
 
 // Variable names a SQL Server, by a sqlserver:// URL of a login that may create databases.
@@ -43,8 +46,8 @@ func Database(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := "aspstate_" + strings.ToLower(rand.Text()[:12])
-	if _, err := db.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+	name := "aspstate_" + strings.ToLower(cryptorand.Text()[:12])
+	if err := try(db, "CREATE DATABASE "+name); err != nil {
 		db.Close()
 		t.Fatal(err)
 	}
@@ -52,7 +55,7 @@ func Database(t testing.TB) string {
 		defer db.Close()
 		// Connections that a killed process left keep the database for a while; Babelfish has no SET SINGLE_USER.
 		db.Exec("ALTER DATABASE " + name + " SET SINGLE_USER WITH ROLLBACK IMMEDIATE")
-		if _, err := db.Exec("DROP DATABASE " + name); err != nil {
+		if err := try(db, "DROP DATABASE "+name); err != nil {
 			t.Errorf("drop the test's database: %v", err)
 		}
 	})
@@ -60,4 +63,17 @@ func Database(t testing.TB) string {
 	q.Set("database", name)
 	u.RawQuery = q.Encode()
 	return u.String()
+}
+
+// try makes or drops a database. Where another test does so at the same moment, the server may refuse that: SQL Server with 1807 (no lock
+// on the database model), Babelfish with an error of its catalog.
+func try(db *sql.DB, statement string) error {
+	for begun := time.Now(); ; time.Sleep(rand.N(50 * time.Millisecond)) {
+		_, err := db.Exec(statement)
+		e, refused := errors.AsType[mssql.Error](err)
+		refused = refused && (e.Number == 1807 || strings.Contains(e.Message, "tuple concurrently"))
+		if !refused || time.Since(begun) > time.Minute {
+			return err
+		}
+	}
 }
