@@ -26,6 +26,7 @@ type Config struct {
 	AutoMigrate         bool             `key:"autoMigrate" default:"false" live:"true" doc:"bring the database schema up to date on start; an SQLite file always is"`
 	Listen              []string         `key:"listen" default:"127.0.0.1:42424" doc:"addresses to listen on, host:port"`
 	Allow               []netip.Prefix   `key:"allow" default:"" live:"true" doc:"web servers that may connect, addresses or CIDR ranges; loopback always may"`
+	ProxyProtocol       []netip.Prefix   `key:"proxyProtocol" default:"" live:"true" doc:"proxies whose connections begin with a PROXY header, addresses or CIDR ranges; allow then is about the clients that they name"`
 	LockWait            time.Duration    `key:"lockWait" default:"1s" live:"true" doc:"how long a request waits for a locked session before it is answered 423"`
 	RequestBudget       time.Duration    `key:"requestBudget" default:"8s" live:"true" doc:"time from a request's first line to its answer, lock waits and retries included"`
 	TakeOver            string           `key:"takeOver" default:"" live:"true" doc:"another state server, tcpip=HOST:42424, whose sessions are taken over when they are asked for"`

@@ -94,6 +94,7 @@ var samples = map[string][2]string{
 	"autoMigrate":           {"true", "true"},
 	"listen":                {"127.0.0.1:1, [::1]:2", "[127.0.0.1:1, [::1]:2]"},
 	"allow":                 {"10.0.0.0/8,192.168.1.7, fd00::/8", "[10.0.0.0/8, 192.168.1.7/32, fd00::/8]"},
+	"proxyProtocol":         {"10.9.0.1, fd00:9::/64", "[10.9.0.1/32, fd00:9::/64]"},
 	"requestBudget":         {"9s", "9s"},
 	"takeOver":              {"tcpip=old:42425", "old:42425"},
 	"memory.stateFile":      {"/var/lib/aspstate/sessions", "/var/lib/aspstate/sessions"},

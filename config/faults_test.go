@@ -129,6 +129,7 @@ func TestFaults(t *testing.T) {
 		{"listen: [127.0.0.1:42424, 10.0.0.1:42424]", "listen", "can reach 10.0.0.1:42424 and allow is empty"},
 		{"listen: 10.0.0.1:42424\nallow: [web1]", "allow", "neither an address nor a CIDR range"},
 		{"allow: 10.0.0.5/8", "allow", "write 10.0.0.5 for the address or 10.0.0.0/8 for the range"},
+		{"proxyProtocol: lb1\nallow: 10.1.2.3", "proxyProtocol", "neither an address nor a CIDR range"},
 		{"allow: fe80::1%eth0", "allow", "neither an address"},
 
 		{sqlite + "Server", "sqlConnectionString", "no form that aspstate knows"},
@@ -182,6 +183,8 @@ func TestWarnings(t *testing.T) {
 		"allow: 0.0.0.0/0":                                  "0.0.0.0/0, which is everybody",
 		"memory: {maxBytes: 1GiB}":                          "no effect in mode SQLServer",
 		"mode: StateServer\nmemory: {maxBytes: 1MiB}":       "less than limits.body",
+		"proxyProtocol: 10.9.0.1":                           "the clients of the proxies are refused",
+		"allow: 10.1.2.3\nproxyProtocol: '::/0'":            "can say that he is a web server",
 		"listen: 0.0.0.0:1\nallow: ['::/0', '10.0.0.0/30']": "::/0, which is everybody",
 	} {
 		if c := mustLoad(t, text, nil); len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], says) {

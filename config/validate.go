@@ -42,6 +42,7 @@ func (l *loader) checkNumber(key string, value, least, most int) {
 // validate finds values out of range and settings that contradict each other.
 func (l *loader) validate(c *Config) {
 	l.validateListen(c)
+	l.validateProxies(c)
 	l.validateAdmin(c)
 	l.validateTDS(c)
 	l.validateApplications(c)
@@ -121,6 +122,18 @@ func (l *loader) validateListen(c *Config) {
 	for _, p := range c.Allow {
 		if p.Bits() == 0 {
 			c.warn("allow has %v, which is everybody: the port has no authentication, and whoever can connect can run code on the web servers", p)
+		}
+	}
+}
+
+// validateProxies judges proxyProtocol.
+func (l *loader) validateProxies(c *Config) {
+	if len(c.ProxyProtocol) > 0 && len(c.Allow) == 0 && !l.unreadable["allow"] {
+		c.warn("proxyProtocol is set and allow is empty: the clients of the proxies are refused; list the web servers in allow")
+	}
+	for _, p := range c.ProxyProtocol {
+		if p.Bits() == 0 {
+			c.warn("proxyProtocol has %v, which is everybody: whoever can connect can say that he is a web server in allow", p)
 		}
 	}
 }

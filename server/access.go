@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,13 +14,38 @@ import (
 // prefixes of the list. An IPv4 address written as ::ffff:a.b.c.d is the IPv4 address.
 type AccessList struct {
 	log      *slog.Logger
-	prefixes atomic.Pointer[[]netip.Prefix]
+	prefixes prefixes
 	refusals atomic.Uint64
 
 	mu      sync.Mutex
 	minute  time.Time               // when the current one began
 	refused map[netip.Addr]struct{} // logged in it
 }
+
+// prefixes is a list that can be replaced while it is in use.
+type prefixes struct {
+	list atomic.Pointer[[]netip.Prefix]
+}
+
+func (l *prefixes) set(prefixes []netip.Prefix) {
+	list := make([]netip.Prefix, len(prefixes))
+	for i, p := range prefixes {
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		list[i] = p.Masked()
+	}
+	l.list.Store(&list)
+}
+
+// contain takes an address of plain.
+func (l *prefixes) contain(ip netip.Addr) bool {
+	list := l.list.Load()
+	return list != nil && slices.ContainsFunc(*list, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+// plain is an address as lists have it: without zone, and IPv4 as such.
+func plain(addr *net.TCPAddr) netip.Addr { return addr.AddrPort().Addr().Unmap().WithZone("") }
 
 // maxRefused bounds the addresses whose refusals are remembered.
 const maxRefused = 4096
@@ -31,16 +57,7 @@ func NewAccessList(log *slog.Logger) *AccessList {
 }
 
 // Allow replaces the list; it applies to connections accepted from now on.
-func (a *AccessList) Allow(prefixes []netip.Prefix) {
-	list := make([]netip.Prefix, len(prefixes))
-	for i, p := range prefixes {
-		if p.Addr().Is4In6() && p.Bits() >= 96 {
-			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-		}
-		list[i] = p.Masked()
-	}
-	a.prefixes.Store(&list)
-}
+func (a *AccessList) Allow(prefixes []netip.Prefix) { a.prefixes.set(prefixes) }
 
 // Allowed reports whether a client at addr may connect, and logs it if not.
 func (a *AccessList) Allowed(addr net.Addr) bool {
@@ -48,16 +65,9 @@ func (a *AccessList) Allowed(addr net.Addr) bool {
 	if !ok { // a Unix socket, or a pipe in a test: its file mode is its access list
 		return true
 	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
-	if ip.IsLoopback() {
+	ip := plain(tcp)
+	if ip.IsLoopback() || a.prefixes.contain(ip) {
 		return true
-	}
-	if list := a.prefixes.Load(); list != nil {
-		for _, p := range *list {
-			if p.Contains(ip) {
-				return true
-			}
-		}
 	}
 	a.refusals.Add(1)
 	if a.remember(ip, time.Now()) {

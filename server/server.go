@@ -32,15 +32,17 @@ type Server struct {
 	traffic Traffic
 	bodies  atomic.Pointer[bodies]
 	starved atomic.Int64 // requests that wait for memory; written under mu
+	proxies prefixes
 
-	mu        sync.Mutex
-	conns     map[*Conn]struct{}
-	listeners map[net.Listener]struct{} // that accept
-	ctx       context.Context           // of the connections
-	cutOff    context.CancelFunc
-	ended     chan struct{} // closed when closing, and the last listener and the last connection have ended
-	refused   seldom        // connections for which there was no room
-	stalled   seldom        // connections that kept memory from others
+	mu         sync.Mutex
+	conns      map[*Conn]struct{}
+	listeners  map[net.Listener]struct{} // that accept
+	ctx        context.Context           // of the connections
+	cutOff     context.CancelFunc
+	ended      chan struct{} // closed when closing, and the last listener and the last connection have ended
+	refused    seldom        // connections for which there was no room
+	badHeaders seldom        // connections of proxies
+	stalled    seldom        // connections that kept memory from others
 
 	lookingOut bool // for those
 }
@@ -50,10 +52,20 @@ type Server struct {
 // busy.
 type Conn struct {
 	net.Conn
-	srv   *Server
-	since atomic.Int64 // connBusy, connClosing, or idle since then (Unix nanoseconds)
-	last  bool         // its last answer has gone
-	hold  hold
+	srv    *Server
+	since  atomic.Int64 // connBusy, connClosing, or idle since then (Unix nanoseconds)
+	last   bool         // its last answer has gone
+	hold   hold
+	client net.Addr // that a proxy has named; nil for none
+	early  []byte   // what has come with the proxy's header and is not read yet
+}
+
+// RemoteAddr implements net.Conn. Behind a proxy of TrustProxies it is the address that the proxy names.
+func (c *Conn) RemoteAddr() net.Addr {
+	if c.client != nil {
+		return c.client
+	}
+	return c.Conn.RemoteAddr()
 }
 
 // Traffic counts connections and bytes since the start.
@@ -62,6 +74,7 @@ type Traffic struct {
 	Refused    atomic.Uint64 // for want of room
 	ClosedIdle atomic.Uint64 // to make room
 	CutOff     atomic.Uint64 // for keeping memory from others
+	BadHeaders atomic.Uint64 // connections of proxies that did not begin with a header
 	Received   atomic.Uint64 // bytes
 	Sent       atomic.Uint64
 }
@@ -70,8 +83,15 @@ type Traffic struct {
 func (s *Server) Traffic() *Traffic { return &s.traffic }
 
 // Read implements net.Conn.
-func (c *Conn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+func (c *Conn) Read(p []byte) (n int, err error) {
+	if len(c.early) > 0 {
+		n = copy(p, c.early)
+		if c.early = c.early[n:]; len(c.early) == 0 {
+			c.early = nil
+		}
+	} else {
+		n, err = c.Conn.Read(p)
+	}
 	c.srv.traffic.Received.Add(uint64(n))
 	c.hold.moved.Add(uint64(n))
 	return n, err
@@ -202,12 +222,13 @@ func (s *Server) ServeWith(ln net.Listener, handle func(ctx context.Context, c *
 			continue
 		}
 		pause = 0
-		if !s.Access.Allowed(nc.RemoteAddr()) {
+		proxied := s.isProxy(nc.RemoteAddr())
+		if !proxied && !s.Access.Allowed(nc.RemoteAddr()) {
 			nc.Close()
 			continue
 		}
 		if c := s.admit(nc); c != nil {
-			go s.run(c, handle)
+			go s.run(c, proxied, handle)
 		}
 	}
 }
@@ -276,7 +297,7 @@ func (s *Server) closeLongestIdle() bool {
 	}
 }
 
-func (s *Server) run(c *Conn, handle func(ctx context.Context, c *Conn)) {
+func (s *Server) run(c *Conn, proxied bool, handle func(ctx context.Context, c *Conn)) {
 	defer s.remove(c)
 	defer c.Free()
 	defer c.Close()
@@ -286,7 +307,9 @@ func (s *Server) run(c *Conn, handle func(ctx context.Context, c *Conn)) {
 				"client", c.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
 		}
 	}()
-	handle(s.ctx, c)
+	if !proxied || s.introduce(c) {
+		handle(s.ctx, c)
+	}
 }
 
 func (s *Server) remove(c *Conn) {

@@ -46,6 +46,13 @@ func startEcho(t *testing.T, limit int) *echo {
 		}
 	}}
 	e.LimitConnections(limit)
+	e.start(t)
+	return e
+}
+
+// start has the front end serve on a free port until the end of the test.
+func (e *echo) start(t *testing.T) {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +65,6 @@ func startEcho(t *testing.T, limit int) *echo {
 		e.Shutdown(ctx)
 		e.serving.Wait()
 	})
-	return e
 }
 
 func (e *echo) dial(t *testing.T) net.Conn {

@@ -224,6 +224,7 @@ func (p *process) apply(was *config.Config) {
 	p.sessions.SetLockWait(c.LockWait)
 	p.front.Configure(frontSettings(c.Limits))
 	p.server.Access.Allow(c.Allow)
+	p.server.TrustProxies(c.ProxyProtocol)
 	p.server.LimitConnections(c.Limits.Connections)
 	p.server.LimitBodies(int64(c.Limits.BodiesInFlight))
 	p.sweeper.Configure(c.Sweep.Interval, c.Sweep.Batch)
