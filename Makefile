@@ -15,7 +15,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 PLATFORMS = linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build release run test test-all mutants soak fuzz bench lint go gcc postgresql chromium clients gofmt vet cross staticcheck govulncheck
+.PHONY: help build release run test test-all mutants soak fuzz bench bench-all bench-go lint go gcc postgresql redis chromium clients gofmt vet cross staticcheck govulncheck
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -46,6 +46,7 @@ run: build ## build, and serve on 127.0.0.1:42424 with the sessions in ./data/as
 
 test: go gcc postgresql chromium gofmt vet cross ## what every change must pass: formatting, vet, all platforms, tests with -race
 	$(GO) test -race -timeout 8m ./...
+	cd bench && $(GO) test ./...
 	@[ -n "$$ASPSTATE_TEST_SQLSERVER" ] || echo "NOT RUN: the suite of the SQL Server store, for want of a server: set ASPSTATE_TEST_SQLSERVER to a DSN (sqlserver://USER:PASSWORD@HOST)"
 
 test-all: test lint clients ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
@@ -67,7 +68,13 @@ fuzz: go ## fuzz every target for FUZZTIME (1m) each
 	  done || exit 1; \
 	done
 
-bench: go ## run the benchmarks
+bench: build redis postgresql ## compare with Redis, PostgreSQL and the possible, a quarter of an hour; BENCH='-only memory' for a part
+	cd bench && $(GO) run . compare -out quick.json $(BENCH)
+
+bench-all: build redis postgresql ## the same with a million sessions and many loads, more than an hour, and write docs/performance.md
+	cd bench && $(GO) run . compare -full -rounds 5 -round 5s -out results.json $(BENCH) && $(GO) run . report results.json
+
+bench-go: go ## run the benchmarks of the packages
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 lint: go gofmt vet staticcheck govulncheck ## gofmt, vet, staticcheck and govulncheck
@@ -94,6 +101,10 @@ postgresql:
 	@{ command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 && \
 	  { command -v pgbouncer || ls /usr/sbin/pgbouncer; } >/dev/null 2>&1 && exit 0; $(call install,postgresql pgbouncer,the tests of the PostgreSQL store need)
 
+# The comparisons start servers of their own.
+redis:
+	@command -v redis-server >/dev/null && exit 0; $(call install,redis-server,the comparisons need)
+
 # The tests of the admin listener's page drive it.
 chromium:
 	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; $(call install,chromium,the tests of the page for operators need)
@@ -110,6 +121,7 @@ gofmt: go
 
 vet: go
 	$(GO) vet ./...
+	cd bench && $(GO) vet ./...
 
 cross: go
 	@for platform in $(PLATFORMS); do \
@@ -119,6 +131,7 @@ cross: go
 
 staticcheck: go
 	$(GO) run $(STATICCHECK) ./...
+	cd bench && $(GO) run $(STATICCHECK) ./...
 
 # Exit status 3 is a finding; anything else that is not 0 means that it could not look.
 govulncheck: go
