@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
+	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -107,7 +110,10 @@ func recognize(text, dir string) (ConnectionString, error) {
 	}
 	if scheme, _, ok := strings.Cut(text, "://"); ok && isDatabaseScheme(scheme) {
 		if strings.EqualFold(scheme, "sqlserver") {
-			return ConnectionString{Backend: SQLServer, text: text}, nil
+			return ConnectionString{Backend: SQLServer, text: verifiedURL(text, "encrypt", "true")}, nil
+		}
+		if os.Getenv("PGSSLMODE") == "" { // which the driver reads, too
+			text = verifiedURL(text, "sslmode", "verify-full")
 		}
 		return ConnectionString{Backend: Postgres, text: text}, nil
 	}
@@ -116,16 +122,73 @@ func recognize(text, dir string) (ConnectionString, error) {
 		return ConnectionString{}, errors.New("it has no form that aspstate knows (its text is not shown, it may hold a password)")
 	}
 	named := pairs.get(catalogKeys) != ""
+	verified := pairs["encrypt"] != "" || isThisMachine(pairs.get(serverKeys))
 	switch {
 	case strings.ContainsAny(text, `'"`):
 		if !named {
 			pairs["initial catalog"] = "ASPState" // as in web.config
 		}
+		if !verified {
+			pairs["encrypt"] = "true"
+		}
 		text = pairs.text()
-	case !named:
-		text = strings.TrimRight(text, "; ") + ";Initial Catalog=ASPState"
+	default:
+		if !named {
+			text = strings.TrimRight(text, "; ") + ";Initial Catalog=ASPState"
+		}
+		if !verified {
+			text = strings.TrimRight(text, "; ") + ";Encrypt=true"
+		}
 	}
 	return ConnectionString{Backend: SQLServer, text: text}, nil
+}
+
+// verifiedURL adds the parameter that has the database's certificate verified, where the URL leads to another
+// machine and does not say whether it should be: the drivers' own defaults trust whoever answers.
+func verifiedURL(text, parameter, value string) string {
+	m := databaseURL.FindStringSubmatch(text)
+	if m == nil {
+		return text
+	}
+	query, err := url.ParseQuery(strings.TrimPrefix(m[6], "?"))
+	if err != nil {
+		return text
+	}
+	hosts := m[4]
+	for name, values := range query {
+		switch {
+		case strings.EqualFold(name, parameter):
+			return text
+		case name == "host":
+			hosts = values[0]
+		}
+	}
+	elsewhere := slices.ContainsFunc(strings.Split(hosts, ","), func(host string) bool { return !isThisMachine(host) })
+	if !elsewhere {
+		return text
+	}
+	separator := "?"
+	if m[6] != "" {
+		separator = "&"
+	}
+	return text + separator + parameter + "=" + value
+}
+
+// isThisMachine reports whether a server named in a connection string is on this machine, without asking anybody.
+func isThisMachine(server string) bool {
+	server = strings.ToLower(server)
+	for _, protocol := range []string{"tcp:", "lpc:", "np:", "admin:"} {
+		server = strings.TrimPrefix(server, protocol)
+	}
+	server, _, _ = strings.Cut(server, `\`) // an instance
+	server, _, _ = strings.Cut(server, ",") // a port
+	if strings.HasPrefix(server, "/") || strings.HasPrefix(server, "@") || slices.Contains([]string{"", ".", "(local)", "(localdb)"}, server) {
+		return true
+	}
+	if host, _, err := net.SplitHostPort(server); err == nil {
+		server = host
+	}
+	return isLoopback(strings.Trim(server, "[]"))
 }
 
 func sqlitePath(path, dir string) (string, error) {

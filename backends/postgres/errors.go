@@ -2,8 +2,10 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -33,10 +35,19 @@ func failure(err error) error {
 			err = fmt.Errorf("%w: %w", err, backends.ErrPermanent)
 		}
 	}
+	if connecting && isUnverified(err) {
+		err = fmt.Errorf("%w (the server's certificate is verified unless the connection string says otherwise: name the authority with sslrootcert=FILE, or do without with sslmode=require or sslmode=disable): %w", err, backends.ErrPermanent)
+	}
 	if notApplied {
 		err = fmt.Errorf("%w: %w", err, backends.ErrNotApplied)
 	}
 	return err
+}
+
+// isUnverified reports whether there is no connection because the server has no TLS, or no certificate that holds.
+func isUnverified(err error) bool {
+	_, refused := errors.AsType[*tls.CertificateVerificationError](err)
+	return refused || strings.Contains(err.Error(), "server refused TLS connection")
 }
 
 // remedy reports whether no retry mends the error, and what does.

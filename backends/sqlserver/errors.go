@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"strings"
 
 	mssql "github.com/microsoft/go-mssqldb"
 
@@ -32,6 +33,10 @@ func failure(err error) error {
 			}
 			err = fmt.Errorf("%w: %w", err, backends.ErrPermanent)
 		}
+	}
+	if strings.Contains(err.Error(), "failed to verify certificate") { // the driver does not wrap it
+		err = fmt.Errorf("%w (the server's certificate is verified unless the connection string says otherwise: name its authority with certificate=FILE, or do without with Encrypt=true;TrustServerCertificate=true): %w", err, backends.ErrPermanent)
+		notApplied = true
 	}
 	if notApplied {
 		err = fmt.Errorf("%w: %w", err, backends.ErrNotApplied)

@@ -2,11 +2,14 @@ package sqlserver
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"math"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
@@ -212,5 +215,18 @@ func TestBatchesDeclareTheirParameters(t *testing.T) {
 		if len(text) > 4000 {
 			t.Errorf("%s has %d characters", what, len(text))
 		}
+	}
+}
+
+// A server that cannot prove who it is gets no session, and the error says what to write.
+func TestUnverifiedServerIsRefused(t *testing.T) {
+	foreign := httptest.NewUnstartedServer(nil)
+	foreign.TLS = &tls.Config{NextProtos: []string{"tds/8.0"}}
+	foreign.Config.ErrorLog = log.New(io.Discard, "", 0)
+	foreign.StartTLS()
+	defer foreign.Close()
+	_, err := Open(t.Context(), "sqlserver://x:y@"+foreign.Listener.Addr().String()+"?encrypt=strict&database=x", slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "certificate=FILE") {
+		t.Fatalf("Open: %v", err)
 	}
 }
