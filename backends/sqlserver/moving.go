@@ -25,6 +25,7 @@ var _ backends.SharedMovable = (*Store)(nil)
 const (
 	movesSlot   = `0x00000000000000000000000000000001`
 	movedNumber = 50423 // the error of shut
+	heldNumber  = 50422 // the error of granted
 )
 
 const (
@@ -36,13 +37,18 @@ BEGIN;
     THROW 50423, 'the database was left', 1;
 END
 `
+	// granted ends a batch whose sp_getapplock was refused. It has to be an error: in Babelfish (4.3) every refusal that no error
+	// follows leaves something on the connection, and the fifth takes the whole server down (PANIC: ERRORDATA_STACK_SIZE exceeded).
+	granted = `
+IF @granted < 0
+BEGIN;
+    THROW 50422, 'another transaction holds the lock', 1;
+END
+`
 	// hold keeps steps of moves waiting until the end of the transaction.
 	hold = `
 EXEC @granted = sp_getapplock @Resource = 'aspstate move', @LockMode = 'Shared', @LockOwner = 'Transaction'
-IF @granted < 0
-BEGIN;
-    THROW 50422, 'the lock of moves was not granted', 1;
-END
+` + granted + `
 `
 	staying = hold + shut
 )
@@ -67,8 +73,8 @@ const movesSQL = `
 SELECT GETUTCDATE(), r.Seq, r.Content
 FROM (SELECT 1 AS one) o LEFT JOIN dbo.ASPStateRequests r ON r.Slot = ` + movesSlot
 
-// stepSQL keeps the moves if they are as they were read, and closes the slots if the database is left by that. It answers 1, or -1 where a
-// statement holds the lock: nobody waits for it longer than 400 ms, since statements that come after wait behind it.
+// stepSQL keeps the moves if they are as they were read, and closes the slots if the database is left by that. It answers 1, or
+// fails with heldNumber where a statement holds the lock: nobody waits for it longer than 400 ms, since statements that come after wait behind it.
 const stepSQL = `
 SET XACT_ABORT ON
 SET NOCOUNT ON
@@ -76,8 +82,8 @@ DECLARE @granted int, @kept int
 SET @kept = 0
 BEGIN TRANSACTION
 EXEC @granted = sp_getapplock @Resource = 'aspstate move', @LockMode = 'Exclusive', @LockOwner = 'Transaction', @LockTimeout = 400
-IF @granted < 0 SET @kept = -1
-IF @kept = 0 AND GETUTCDATE() < @until
+` + granted + `
+IF GETUTCDATE() < @until
 BEGIN
     IF @leaves = 1 UPDATE dbo.ASPStateRequests SET Flags = Flags | 8 WHERE Flags < 8 AND Slot > ` + movesSlot + `
     UPDATE dbo.ASPStateRequests SET Seq = @seq + 1, LockCookie = @left, Content = @content WHERE Slot = ` + movesSlot + ` AND Seq = @seq
@@ -199,7 +205,7 @@ func (s *Store) keep(ctx context.Context, was kept, is backends.Moves) (bool, er
 	for {
 		kept, err := query(ctx, s, stepSQL, "@seq bigint, @left int, @leaves bit, @content varbinary(max), @until datetime", args,
 			func(rows *sql.Rows) (n int, err error) { err = rows.Scan(&n); return n, err })
-		if err != nil || kept >= 0 {
+		if !isNumber(err, heldNumber) {
 			return kept == 1, err
 		}
 		select { // somebody holds the lock; let others go on meanwhile

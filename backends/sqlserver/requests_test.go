@@ -154,8 +154,10 @@ func TestOneServerSweepsAtATime(t *testing.T) {
 	if _, err := tx.Exec("EXEC sp_getapplock @Resource = 'aspstate sweep', @LockMode = 'Exclusive', @LockOwner = 'Transaction', @LockTimeout = 0"); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.DeleteExpired(t.Context(), 10); n != 0 || err != nil {
-		t.Fatalf("DeleteExpired beside another sweeper: %d, %v", n, err)
+	for range 20 { // Babelfish bears five on a connection unless each ends in an error
+		if n, err := s.DeleteExpired(t.Context(), 10); n != 0 || err != nil {
+			t.Fatalf("DeleteExpired beside another sweeper: %d, %v", n, err)
+		}
 	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)

@@ -18,17 +18,14 @@ SET DEADLOCK_PRIORITY LOW
 DECLARE @granted int, @deleted int, @now datetime
 ` + shut + `
 SET @now = GETUTCDATE()
-SET @deleted = 0
 BEGIN TRANSACTION
 EXEC @granted = sp_getapplock @Resource = 'aspstate sweep', @LockMode = 'Exclusive', @LockOwner = 'Transaction', @LockTimeout = 0
-IF @granted >= 0
-BEGIN
-    SELECT TOP (@limit) SessionId INTO #expired FROM dbo.ASPStateTempSessions WITH (READPAST) WHERE Expires < @now ORDER BY Expires
-    DELETE dbo.ASPStateTempSessions WITH (READPAST, ROWLOCK)
-    WHERE SessionId IN (SELECT SessionId FROM #expired) AND Expires < @now
-    SET @deleted = @@ROWCOUNT
-    DROP TABLE #expired
-END
+` + granted + `
+SELECT TOP (@limit) SessionId INTO #expired FROM dbo.ASPStateTempSessions WITH (READPAST) WHERE Expires < @now ORDER BY Expires
+DELETE dbo.ASPStateTempSessions WITH (READPAST, ROWLOCK)
+WHERE SessionId IN (SELECT SessionId FROM #expired) AND Expires < @now
+SET @deleted = @@ROWCOUNT
+DROP TABLE #expired
 COMMIT TRANSACTION
 SELECT @deleted`
 
@@ -49,6 +46,9 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 			return n, err
 		})
 		deleted += n
+		if isNumber(err, heldNumber) {
+			break
+		}
 		if err != nil {
 			return deleted, fmt.Errorf("sqlserver: delete expired: %w", err)
 		}
