@@ -33,7 +33,9 @@ type Config struct {
 	StatusLine          string           `key:"statusLine" default:"bare" choices:"bare,http" doc:"bare answers \"200 OK\" as the original does, http answers \"HTTP/1.1 200 OK\" for tools"`
 	ASPNetVersion       string           `key:"aspNetVersion" default:"4.0.30319" doc:"value of the X-AspNet-Version header"`
 	Limits              Limits           `key:"limits"`
+	Quotas              Quotas           `key:"quotas"`
 	Memory              Memory           `key:"memory"`
+	Encryption          Encryption       `key:"encryption"`
 	Sweep               Sweep            `key:"sweep"`
 	Applications        Applications     `key:"applications" default:"" live:"true" doc:"app ids that share sessions: name=/LM/W3SVC/1/ROOT,/LM/W3SVC/7/ROOT; other=..."`
 	Admin               Admin            `key:"admin"`

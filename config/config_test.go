@@ -126,6 +126,13 @@ var samples = map[string][2]string{
 	"log.slow":              {"2s", "2s"},
 	"log.level":             {"debug", "debug"},
 	"log.format":            {"json", "json"},
+
+	"quotas.item":                  {"1MiB", "1MiB"},
+	"quotas.sessions":              {"100", "100"},
+	"quotas.applications":          {"/A = item:1MiB, sessions:5; b=sessions:7", "[/A=item:1MiB,sessions:5; b=item:0,sessions:7]"},
+	"encryption.keys":              {"file:testdata/key", "[file:testdata/key]"},
+	"encryption.seal":              {"false", "false"},
+	"encryption.acceptUnencrypted": {"true", "true"},
 }
 
 func TestEverySettingFromEverySource(t *testing.T) {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,9 @@ func faultsOf(t *testing.T, err error) []Fault {
 // sampleHash is a password's hash, as aspstate hash-password prints it.
 const sampleHash = "pbkdf2-sha256$600000$AHVzLJyhHKoIvTt6EtxUJg$gR5XnLKfHnPNzEWS5VhkQsjXCN/hNExkLUX7OVHcfJQ"
 
+// sampleKey is the key in testdata/key.
+const sampleKey = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
+
 func TestFaults(t *testing.T) {
 	const sqlite = "sqlConnectionString: "
 	for _, test := range []struct {
@@ -57,6 +61,23 @@ func TestFaults(t *testing.T) {
 		{"applications: [{name: a/b, ids: [a]}]", "applications", "cannot be a name"},
 		{"applications: [{name: a, ids: [/x]}, {name: b, ids: [/X]}]", "applications", "/X is there twice, in a and b"},
 		{"applications: [{name: a, ids: [/x]}, {name: a, ids: [/y]}]", "applications", "is there twice"},
+		{"encryption: {keys: [" + sampleKey + "]}", "encryption.keys", "key 1 stands in the settings"},
+		{"encryption: {keys: [env:NO_SUCH]}", "encryption.keys", "NO_SUCH is not set; set it to the key"},
+		{"encryption: {keys: file:/no/such/file}", "encryption.keys", "/no/such/file"},
+		{"encryption: {keys: [file:testdata/token]}", "encryption.keys", "file:testdata/token has 18 bytes, not 32; make one with: openssl rand -base64 32"},
+		{"encryption: {keys: [file:faults_test.go]}", "encryption.keys", "file:faults_test.go is not base64"},
+		{"encryption: {keys: [file:testdata/key, 'file:./testdata/key']}", "encryption.keys", "the same key as another one"},
+		{"encryption: {keys: {a: b}}", "encryption.keys", "neither text nor a list"},
+		{"quotas: {item: 1GiB}", "quotas.item", "write at most 512MiB"},
+		{"quotas: {sessions: -1}", "quotas.sessions", "write 0 for any number"},
+		{"quotas: {applications: {a: b}}", "quotas.applications", "not a list"},
+		{"quotas: {applications: [a]}", "quotas.applications", "something other than quotas"},
+		{"quotas: {applications: [{sessions: 1}]}", "quotas.applications", "has no name"},
+		{"quotas: {applications: [{name: a, size: 1}]}", "quotas.applications", `no "size"`},
+		{"quotas: {applications: [{name: a, item: [1]}]}", "quotas.applications", `"item" of a quota is not one value`},
+		{"quotas: {applications: [{name: a, item: 1MB}]}", "quotas.applications", `"1MB" is no value for item`},
+		{"quotas: {applications: [{name: a, sessions: -5}]}", "quotas.applications", "-5 is no number of sessions"},
+		{"quotas: {applications: [{name: /a, sessions: 1}, {name: /A, sessions: 1}]}", "quotas.applications", `"/A" is there twice`},
 		{"tds: {listen: 127.0.0.1, users: [a:" + sampleHash + "]}", "tds.listen", "is not host:port"},
 		{"tds: {listen: '*:1433', users: [a:" + sampleHash + "]}", "tds.listen", "is not an address"},
 		{"tds: {listen: 127.0.0.1:42424, users: [a:" + sampleHash + "]}", "tds.listen", "another listener's address"},
@@ -186,6 +207,10 @@ func TestWarnings(t *testing.T) {
 		"proxyProtocol: 10.9.0.1":                           "the clients of the proxies are refused",
 		"allow: 10.1.2.3\nproxyProtocol: '::/0'":            "can say that he is a web server",
 		"listen: 0.0.0.0:1\nallow: ['::/0', '10.0.0.0/30']": "::/0, which is everybody",
+
+		"encryption: {acceptUnencrypted: true}":                            "no effect without encryption.keys",
+		"encryption: {keys: [file:testdata/key], seal: false}":             "encryption.seal is false",
+		"encryption: {keys: [file:testdata/key], acceptUnencrypted: true}": "can plant sessions",
 	} {
 		if c := mustLoad(t, text, nil); len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], says) {
 			t.Errorf("%s\ncauses %q, want %s", text, c.Warnings, says)
@@ -296,5 +321,46 @@ func TestRelativePaths(t *testing.T) {
 		if test.got != test.want {
 			t.Errorf("path %s, want %s", test.got, test.want)
 		}
+	}
+}
+
+func TestEncryptionKeys(t *testing.T) {
+	environ := []string{"ASPSTATE_OLD= " + strings.Repeat("ab", 21) + "Y=\n"}
+	c := mustLoad(t, "encryption: {keys: [file:testdata/key, env:ASPSTATE_OLD]}", environ)
+	if got := string(c.Encryption.Keys[0].Secret()); got != strings.Repeat("k", 32) {
+		t.Errorf("the first key is %q", got)
+	}
+	if n := len(c.Encryption.Keys[1].Secret()); n != 32 || !c.Encryption.On() || len(c.Warnings) > 0 {
+		t.Errorf("the second key has %d bytes; on: %v; warnings %q", n, c.Encryption.On(), c.Warnings)
+	}
+	// Nothing that may be printed shows a key, one that stands in the wrong place included.
+	_, err := loadText(t, "encryption: {keys: ["+sampleKey+"]}", nil, "--encryption-keys="+sampleKey)
+	shown := fmt.Sprintf("%v %+v %#v %s %v", c, c.Encryption, c.Encryption.Keys, value(t, c, "encryption.keys").Value, err)
+	for _, secret := range []string{"kkkk", "a2tra2", "abab"} {
+		if strings.Contains(shown, secret) {
+			t.Errorf("%s can be read in %s", secret, shown)
+		}
+	}
+	// The same file with another key in it is a change.
+	dir := t.TempDir()
+	file := filepath.Join(dir, "key")
+	var seen []*Config
+	for _, secret := range []string{sampleKey, "bGxsbGxsbGxsbGxsbGxsbGxsbGxsbGxsbGxsbGxsbGw="} {
+		if err := os.WriteFile(file, []byte(secret), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, mustLoad(t, "encryption: {keys: ['file:"+file+"']}", nil))
+	}
+	if _, applied, _ := seen[0].Reload(seen[1]); !slices.Equal(applied, []string{"encryption.keys"}) {
+		t.Errorf("another key in the same file changes %q", applied)
+	}
+}
+
+// What the quota of an application does not say is that of all.
+func TestQuotasInherit(t *testing.T) {
+	c := mustLoad(t, "quotas: {item: 2MiB, sessions: 7, applications: [{name: /A, item: 1MiB}, {name: b, sessions: 0}]}", nil)
+	want := ApplicationQuotas{{Name: "/A", Item: 1 << 20, Sessions: 7}, {Name: "b", Item: 2 << 20, Sessions: 0}}
+	if !slices.Equal(c.Quotas.Applications, want) {
+		t.Errorf("quotas %v, want %v", c.Quotas.Applications, want)
 	}
 }

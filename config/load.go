@@ -56,7 +56,7 @@ func AddFlags(flags *pflag.FlagSet, keys ...string) {
 			v.kind = "size"
 		case time.Duration:
 			v.kind = "duration"
-		case []string, []netip.Prefix, Users:
+		case []string, []netip.Prefix, Users, EncryptionKeys:
 			v.kind = "list"
 		default:
 			v.kind = "text"
@@ -160,6 +160,7 @@ func load(file string, data []byte, environ []string, flags *pflag.FlagSet) (*Co
 	l.resolve(c, filepath.Dir(file))
 	l.resolveAdmin(c, filepath.Dir(file))
 	l.resolveTDS(c, filepath.Dir(file))
+	l.resolveEncryption(c, filepath.Dir(file))
 	l.validate(c)
 	c.Warnings = append(c.Warnings, l.strangers(c)...)
 	if len(l.faults) > 0 {
@@ -291,6 +292,20 @@ func (l *loader) decode(s setting, raw any, field reflect.Value) {
 		}
 		return
 	}
+	if p, ok := field.Addr().Interface().(*ApplicationQuotas); ok {
+		var err error
+		if isList {
+			*p, err = readQuotas(list)
+		} else if text, ok := scalar(raw); ok {
+			*p, err = parseQuotas(text)
+		} else {
+			err = errors.New("it is not a list")
+		}
+		if err != nil {
+			l.fault(s.key, err.Error(), "write - {name: /LM/W3SVC/1/ROOT, item: 1MiB, sessions: 10000}")
+		}
+		return
+	}
 	texts := make([]string, 0, len(list))
 	for _, e := range list {
 		text, ok := scalar(e)
@@ -301,7 +316,7 @@ func (l *loader) decode(s setting, raw any, field reflect.Value) {
 		texts = append(texts, text)
 	}
 	switch p := field.Addr().Interface().(type) {
-	case *[]string, *[]netip.Prefix, *Users:
+	case *[]string, *[]netip.Prefix, *Users, *EncryptionKeys:
 		if !isList {
 			text, ok := scalar(raw)
 			if !ok {
@@ -319,6 +334,10 @@ func (l *loader) decode(s setting, raw any, field reflect.Value) {
 			*out = texts
 		case *Users:
 			*out = texts
+		case *EncryptionKeys:
+			for _, from := range texts {
+				*out = append(*out, EncryptionKey{From: from})
+			}
 		case *[]netip.Prefix:
 			*out = l.prefixes(s.key, texts)
 		}
@@ -497,12 +516,18 @@ func (l *loader) fetch(key, text, dir, what string) (secret string, ok bool) {
 	return secret, err == nil
 }
 
+// readFrom reports whether a secret was read from there.
+func (c *Config) readFrom(place string) bool {
+	return c.SQLConnectionString.from == place || c.Admin.Token.from == place ||
+		slices.ContainsFunc(c.Encryption.Keys, func(k EncryptionKey) bool { return k.From == place })
+}
+
 // strangers warns of variables that look like settings and are none.
 func (l *loader) strangers(c *Config) []string {
 	var names []string
 	for name := range l.env {
 		known := slices.ContainsFunc(settings, func(s setting) bool { return s.env == strings.ToUpper(name) })
-		if strings.HasPrefix(strings.ToUpper(name), envPrefix) && !known && c.SQLConnectionString.from != "env:"+name && c.Admin.Token.from != "env:"+name {
+		if strings.HasPrefix(strings.ToUpper(name), envPrefix) && !known && !c.readFrom("env:"+name) {
 			names = append(names, name)
 		}
 	}

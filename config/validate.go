@@ -47,6 +47,8 @@ func (l *loader) validate(c *Config) {
 	l.validateTDS(c)
 	l.validateApplications(c)
 	l.validateTakeOver(c)
+	l.validateEncryption(c)
+	l.validateQuotas(c)
 
 	m := aspNetVersion.FindStringSubmatch(c.ASPNetVersion)
 	l.check(m != nil, "aspNetVersion", strconv.Quote(c.ASPNetVersion)+" is not a version of three numbers", "write it as 4.0.30319")

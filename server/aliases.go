@@ -201,11 +201,22 @@ func (l application) GetExclusive(ctx context.Context, session Session) (item ba
 	if err != nil {
 		return item, err
 	}
-	// Most sessions are not there: that is found out without writing.
-	if _, err := l.r.store.(movable).Inspect(ctx, key); err != nil {
+	// Most sessions are not there: that is found out without writing. So it is that one cannot be opened.
+	found, err := l.r.store.(movable).Inspect(ctx, key)
+	if err == nil {
+		_, err = l.s.open(l.name, session.ID, found.Data)
+	}
+	if err != nil {
 		return item, err
 	}
-	return l.r.store.GetExclusive(ctx, key, l.s.token())
+	if item, err = l.r.store.GetExclusive(ctx, key, l.s.token()); err != nil {
+		return item, err
+	}
+	cookie := item.LockCookie
+	if item.Data, err = l.s.open(l.name, session.ID, item.Data); err != nil { // replaced in between
+		return item, errors.Join(err, l.Release(ctx, session, cookie))
+	}
+	return item, nil
 }
 
 func (l application) Release(ctx context.Context, session Session, cookie backends.Cookie) error {

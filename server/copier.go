@@ -271,21 +271,35 @@ func (c Copy) Run(ctx context.Context) (sum Copied, err error) {
 			return sum, err
 		}
 	}
+	err = eachBatch(ctx, c.From, func(n int, sessions []backends.Session) error {
+		for i := range sessions {
+			sessions[i].App = ids[sessions[i].App]
+		}
+		imported, err := c.To.Import(ctx, c.Move, sessions)
+		sum.Found += len(sessions)
+		sum.Copied += imported
+		if err == nil {
+			c.Done(n)
+		}
+		return err
+	})
+	return sum, err
+}
+
+// eachBatch calls do with all sessions of a store and their data, in the order of their keys and so many at once that
+// their data are not more than copyBytes, or one session. n counts those that have expired meanwhile, too.
+func eachBatch(ctx context.Context, store backends.Inspector, do func(n int, sessions []backends.Session) error) error {
 	var after backends.Key
 	for {
-		page, err := c.From.List(ctx, backends.Query{After: after, Limit: copyKeys})
+		page, err := store.List(ctx, backends.Query{After: after, Limit: copyKeys})
 		if err != nil {
-			return sum, err
+			return err
 		}
 		for rest := page; len(rest) > 0; {
-			n, size := 0, 0
-			for n < len(rest) && (n == 0 || size+rest[n].Size <= copyBytes) {
-				size += rest[n].Size
-				n++
-			}
-			sessions, err := c.From.List(ctx, backends.Query{After: after, Limit: n, Data: true})
+			n := batch(rest, copyBytes)
+			sessions, err := store.List(ctx, backends.Query{After: after, Limit: n, Data: true})
 			if err != nil {
-				return sum, err
+				return err
 			}
 			after, rest = rest[n-1].Key, rest[n:]
 			for i := range sessions {
@@ -293,18 +307,23 @@ func (c Copy) Run(ctx context.Context) (sum Copied, err error) {
 					sessions = sessions[:i]
 					break
 				}
-				sessions[i].App = ids[sessions[i].App]
 			}
-			imported, err := c.To.Import(ctx, c.Move, sessions)
-			sum.Found += len(sessions)
-			sum.Copied += imported
-			if err != nil {
-				return sum, err
+			if err := do(n, sessions); err != nil {
+				return err
 			}
-			c.Done(n)
 		}
 		if len(page) < copyKeys {
-			return sum, nil
+			return nil
 		}
 	}
+}
+
+// batch returns how many sessions, from the first on, have no more than so many bytes together; one if there is any.
+func batch(sessions []backends.Session, most int) (n int) {
+	size := 0
+	for n < len(sessions) && (n == 0 || size+sessions[n].Size <= most) {
+		size += sessions[n].Size
+		n++
+	}
+	return n
 }

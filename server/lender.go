@@ -14,7 +14,7 @@ import (
 // Lender is a place that sessions are taken over from by the means of its clients: another state server, or another
 // application of the same store. The errors are those of backends.Store.
 type Lender interface {
-	// GetExclusive locks the session there and returns its item.
+	// GetExclusive locks the session there and returns its item, in the clear.
 	GetExclusive(ctx context.Context, session Session) (backends.Item, error)
 	// Release ends a lock there.
 	Release(ctx context.Context, session Session, cookie backends.Cookie) error
@@ -75,7 +75,9 @@ func (l *lending) claim(ctx context.Context, r *route, from string, lender Lende
 		l.locked[name] = item
 		l.mu.Unlock()
 	}
-	if err := importItem(ctx, store, session, item); err != nil {
+	kept := item
+	kept.Data = l.s.seal(session, item.Data)
+	if err := importItem(ctx, store, session, kept); err != nil {
 		if !begun {
 			l.s.later.add(task{"take over a session", func(ctx context.Context) error { return r.settle(ctx, session, backends.NoCookie) }})
 		}
@@ -104,7 +106,7 @@ func isHere(ctx context.Context, store movable, session Session) (bool, error) {
 	return err == nil, err
 }
 
-// importItem stores a session, unlocked, as a lender gave it. Its cookies go on growing from the lender's.
+// importItem stores a session, unlocked, as a lender gave it, but sealed. Its cookies go on growing from the lender's.
 func importItem(ctx context.Context, store movable, session Session, item backends.Item) error {
 	app, err := store.Application(ctx, session.App.Name, true)
 	if err != nil {

@@ -102,6 +102,8 @@ type Metrics struct {
 
 	Created   atomic.Uint64 // sessions, as far as a write says that it is a session's first
 	Abandoned atomic.Uint64 // sessions that were removed
+
+	Unreadable [Unreadables]atomic.Uint64 // items that were not given out
 }
 
 func newMetrics() *Metrics {

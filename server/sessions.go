@@ -70,6 +70,9 @@ type Sessions struct {
 	takesOver    atomic.Pointer[takeOver]
 	aliases      atomic.Pointer[aliases]
 	strangers    strangers
+	encryption   atomic.Pointer[Encryption]
+	damaged      damaged
+	unreadable   [Unreadables]seldom
 }
 
 // NewSessions returns Sessions over store, whose calls end budget after a
@@ -84,6 +87,7 @@ func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *
 	s.handover.init()
 	s.mover.init(s.origin)
 	s.outage.log = log
+	s.SetEncryption(Encryption{})
 	s.setRoute(newRoute(store))
 	return s
 }
@@ -123,6 +127,9 @@ func (s *Sessions) GetExclusive(ctx context.Context, req Request, session Sessio
 
 // Lookup is Get without waiting: it renews the session and clears its mark.
 func (s *Sessions) Lookup(ctx context.Context, req Request, session Session) (item backends.Item, err error) {
+	if err := s.stillDamaged(ctx, req, session); err != nil {
+		return item, err
+	}
 	tok, at := s.token(), s.place(session, backends.NoCookie)
 	_, err = s.do(ctx, stmtGet, req, func(ctx context.Context) error {
 		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
@@ -130,10 +137,16 @@ func (s *Sessions) Lookup(ctx context.Context, req Request, session Session) (it
 			return err
 		})
 	})
+	if err == nil {
+		item.Data, err = s.open(session.App.Name, session.ID, item.Data)
+	}
 	return item, err
 }
 
 func (s *Sessions) getExclusive(ctx context.Context, req Request, session Session) (item backends.Item, err error) {
+	if err := s.stillDamaged(ctx, req, session); err != nil {
+		return item, err
+	}
 	tok, at := s.token(), s.place(session, backends.NoCookie)
 	try := func(ctx context.Context, item *backends.Item) error {
 		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
@@ -151,6 +164,11 @@ func (s *Sessions) getExclusive(ctx context.Context, req Request, session Sessio
 			}
 			return err
 		}})
+	}
+	if err == nil {
+		if item.Data, err = s.open(session.App.Name, session.ID, item.Data); err != nil {
+			s.ReleaseLater(session, item.LockCookie) // nobody is told of it
+		}
 	}
 	return item, err
 }
@@ -199,6 +217,7 @@ func (s *Sessions) release(ctx context.Context, at *place, tok backends.Token, c
 // backends.Store.Set. Where the write is refused as too much, or the store fails, the
 // lock with the write's cookie is released, because the client will not do it.
 func (s *Sessions) Set(ctx context.Context, req Request, session Session, w backends.Write) error {
+	w.Data = s.seal(session, w.Data)
 	tok, at := s.token(), s.place(session, w.LockCookie)
 	_, err := s.do(ctx, stmtSet, req, func(ctx context.Context) error {
 		return at.do(ctx, true, func(store backends.Store, key backends.Key) error {
@@ -209,6 +228,9 @@ func (s *Sessions) Set(ctx context.Context, req Request, session Session, w back
 			return err
 		})
 	})
+	if err == nil {
+		s.damaged.forget(sessionName{session.App.Name, session.ID})
+	}
 	if err == nil && (w.Condition == backends.IfMissing || w.LockCookie <= 0) {
 		s.Metrics.Created.Add(1) // who writes to a session of old has its lock cookie
 	}
@@ -245,6 +267,9 @@ func (s *Sessions) Remove(ctx context.Context, req Request, session Session, coo
 // ResetTimeout renews the session (MS-ASP 3.1.5.6). A failing store is no error
 // here: the session is renewed later.
 func (s *Sessions) ResetTimeout(ctx context.Context, req Request, session Session) error {
+	if err := s.stillDamaged(ctx, req, session); errors.Is(err, errUnreadable) {
+		return nil
+	}
 	at := s.place(session, backends.NoCookie)
 	try := func(ctx context.Context) error {
 		err := at.do(ctx, false, func(store backends.Store, key backends.Key) error { return store.ResetTimeout(ctx, key) })
@@ -280,6 +305,9 @@ func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(
 			return false, err
 		}
 		unknown = unknown || !errors.Is(err, backends.ErrNotApplied)
+		if errors.Is(err, errUnreadable) { // where it was to be taken over from; the store works
+			return unknown, err
+		}
 		s.outage.failed(stmt.String(), err)
 		pause := pause/2 + mathrand.N(pause)
 		if last || errors.Is(err, backends.ErrPermanent) || ctx.Err() != nil || time.Since(req.Arrived)+pause >= budget {

@@ -37,7 +37,12 @@ func (s *Server) showSession(ctx context.Context, r *http.Request) (any, error) 
 		return nil, err
 	}
 	shown := ShownSession{Session: toJSON(found, s.names())}
-	content, err := item.Decode(found.Data)
+	data, err := s.sessions.Content(ctx, found)
+	if err != nil {
+		shown.ItemError = err.Error()
+		return shown, nil
+	}
+	content, err := item.Decode(data)
 	shown.Item = &content
 	if err != nil {
 		shown.ItemError = err.Error()

@@ -41,7 +41,7 @@ const (
 	// KeySize is the length of a key's secret, in bytes.
 	KeySize = 32
 
-	mark  = "\xfeas"       // of all formats
+	mark  = "\xfeas"      // of all formats
 	magic = mark + "\x01" // of this one
 )
 

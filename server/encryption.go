@@ -1,0 +1,275 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"aspstate/backends"
+	"aspstate/server/seal"
+)
+
+// Encryption at rest. Sessions seals what it gives to its store and opens what it gets, under the names of application and
+// session; so stores, and moves between them, have to do with sealed items only. What comes from elsewhere in the clear, or from another
+// application, is sealed for its session on its way in (importItem).
+
+// Encryption says how items are kept in the store. The zero value keeps them as they come.
+type Encryption struct {
+	Keys []*seal.Key // the first one seals, all open
+	// Seal says whether what is written from now on is sealed. Without it, items that are not sealed are accepted as well.
+	Seal bool
+	// AcceptUnencrypted accepts items that are not sealed although new ones are: whoever can write to the database can plant items as long.
+	AcceptUnencrypted bool
+}
+
+// SetEncryption puts e into force for the requests to come.
+func (s *Sessions) SetEncryption(e Encryption) { s.encryption.Store(&e) }
+
+// errUnreadable says that an item in the store is not to be given to a web application. It is no answer, so that the page fails and the
+// session stays; and no failure of the store, since asking again does not help.
+var errUnreadable = fmt.Errorf("the item cannot be given out: %w", backends.ErrPermanent)
+
+var errUnencrypted = errors.New("the item is not encrypted")
+
+// Unreadable is why an item was not given to the web application.
+type Unreadable uint8
+
+const (
+	UnreadableDamaged     Unreadable = iota // it is not what was sealed for this session
+	UnreadableUnknownKey                    // none of the keys in force has sealed it
+	UnreadableUnencrypted                   // it is not sealed, and has to be
+	Unreadables           int        = iota
+)
+
+var unreadableNames = [Unreadables]string{"damaged", "unknown_key", "not_encrypted"}
+
+func (u Unreadable) String() string { return unreadableNames[u] }
+
+var unreadableSays = [Unreadables]string{
+	UnreadableDamaged: "items in the store are not as they were encrypted for their session, damaged or forged: requests for them were closed without an answer",
+	UnreadableUnknownKey: "items in the store are encrypted with a key that is not in encryption.keys: requests for them were closed without an answer; " +
+		"list the key, and reload",
+	UnreadableUnencrypted: "items in the store are not encrypted: requests for them were closed without an answer; " +
+		"if encryption has been turned on lately, set encryption.acceptUnencrypted, and reload",
+}
+
+// seal returns an item as it is to be kept for the session.
+func (s *Sessions) seal(session Session, item []byte) []byte {
+	e := s.encryption.Load()
+	if !e.Seal || len(e.Keys) == 0 {
+		return item
+	}
+	return e.Keys[0].Seal(session.App.Name, session.ID, item)
+}
+
+// open is seal's inverse, for an item as it is kept for the session id of the application. The errors are
+// seal.ErrDamaged, seal.ErrUnknownKey and errUnencrypted.
+func (e *Encryption) open(application, id string, kept []byte) ([]byte, error) {
+	switch {
+	case seal.IsSealed(kept):
+		return seal.Open(e.Keys, application, id, kept)
+	case e.Seal && !e.AcceptUnencrypted && len(e.Keys) > 0:
+		return nil, errUnencrypted
+	default:
+		return kept, nil
+	}
+}
+
+// open opens an item, or says why not: to the log, to the metrics, and by an error that wraps errUnreadable.
+func (s *Sessions) open(application, id string, kept []byte) ([]byte, error) {
+	item, err := s.encryption.Load().open(application, id, kept)
+	if err != nil {
+		s.cannotOpen(application, id, err)
+		return nil, fmt.Errorf("%w: %w", errUnreadable, err)
+	}
+	return item, nil
+}
+
+func (s *Sessions) cannotOpen(application, id string, err error) {
+	why := UnreadableDamaged
+	switch {
+	case errors.Is(err, seal.ErrUnknownKey):
+		why = UnreadableUnknownKey
+	case errors.Is(err, errUnencrypted):
+		why = UnreadableUnencrypted
+	}
+	if why != UnreadableUnknownKey { // with its key it is as good as ever, perhaps on another server
+		s.damaged.add(sessionName{application, id})
+	}
+	s.Metrics.Unreadable[why].Add(1)
+	s.unreadable[why].add(1, func(n int64) {
+		s.log.Error(unreadableSays[why], "requests", n, "application", application, "session", backends.ShortID(id), "error", err)
+	})
+}
+
+// damaged are sessions whose item was found to be damaged or planted. Whatever finds a session in a store renews it; so
+// that such a one times out all the same, it is from then on looked at without asking for it.
+type damaged struct {
+	count atomic.Int64 // of sessions, so that nobody who has none waits for mu
+	mu    sync.Mutex
+	names map[sessionName]struct{}
+}
+
+// maxDamaged bounds what is remembered. A session that was forgotten is renewed once more when it is asked for.
+const maxDamaged = 10_000
+
+func (d *damaged) add(name sessionName) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.names == nil {
+		d.names = make(map[sessionName]struct{})
+	}
+	if len(d.names) >= maxDamaged {
+		for other := range d.names { // any one
+			delete(d.names, other)
+			break
+		}
+	}
+	d.names[name] = struct{}{}
+	d.count.Store(int64(len(d.names)))
+}
+
+func (d *damaged) has(name sessionName) bool {
+	if d.count.Load() == 0 {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, ok := d.names[name]
+	return ok
+}
+
+func (d *damaged) forget(name sessionName) {
+	if d.count.Load() == 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.names, name)
+	d.count.Store(int64(len(d.names)))
+}
+
+// stillDamaged returns an error that wraps errUnreadable where the session's item was damaged, and is, without renewing the session.
+func (s *Sessions) stillDamaged(ctx context.Context, req Request, session Session) error {
+	name := sessionName{session.App.Name, session.ID}
+	if !s.damaged.has(name) {
+		return nil
+	}
+	var found backends.Session
+	at := s.place(session, backends.NoCookie)
+	_, err := s.do(ctx, stmtInspect, req, func(ctx context.Context) error {
+		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
+			inspector, ok := store.(backends.Inspector)
+			if !ok {
+				return nil
+			}
+			found, err = inspector.Inspect(ctx, key)
+			return err
+		})
+	})
+	switch {
+	case err != nil && !backends.IsAnswer(err):
+		return err
+	case err == nil && found.Data != nil:
+		if _, err = s.open(name.application, name.id, found.Data); err != nil {
+			return err
+		}
+	}
+	s.damaged.forget(name) // it was replaced, or is gone
+	return nil
+}
+
+// Content returns the item of a session that Inspect has found. An error says why it cannot be read.
+func (s *Sessions) Content(ctx context.Context, found backends.Session) ([]byte, error) {
+	if !seal.IsSealed(found.Data) {
+		return found.Data, nil
+	}
+	name, known := s.Names()[found.App]
+	if !known {
+		store, ok := s.Store().(backends.Inspector)
+		if !ok {
+			return nil, fmt.Errorf("read the session: %w", errors.ErrUnsupported)
+		}
+		list, err := backends.Names(ctx, store)
+		if err != nil {
+			return nil, err
+		}
+		for _, app := range list {
+			if app.ID == found.App {
+				name = app.Name
+			}
+		}
+	}
+	return s.encryption.Load().open(name, found.ID, found.Data)
+}
+
+// Sealed counts sessions by the key that has sealed them.
+type Sealed struct {
+	Keys    map[seal.ID]int
+	Clear   int // not sealed
+	Unknown int // sealed in a format that this version does not know, or cut off
+}
+
+func (c *Sealed) add(data []byte) {
+	id, ok := seal.KeyOf(data)
+	switch {
+	case ok:
+		c.Keys[id]++
+	case seal.IsSealed(data):
+		c.Unknown++
+	default:
+		c.Clear++
+	}
+}
+
+const (
+	// A sample looks at so many sessions of each of so many applications, and reads so many bytes of each.
+	sampledSessions     = 50
+	sampledApplications = 100
+	sampledBytes        = 1 << 20
+)
+
+// SampleSealed looks at some sessions of a store: session IDs are random, so that the first of each application are any ones.
+func SampleSealed(ctx context.Context, store backends.Inspector) (Sealed, error) {
+	c := Sealed{Keys: make(map[seal.ID]int)}
+	apps, err := backends.Names(ctx, store)
+	if err != nil {
+		return c, err
+	}
+	for _, app := range apps[:min(len(apps), sampledApplications)] {
+		page, err := store.List(ctx, backends.Query{App: &app.ID, Limit: sampledSessions})
+		if err != nil {
+			return c, err
+		}
+		n := batch(page, sampledBytes)
+		if n == 0 {
+			continue
+		}
+		sessions, err := store.List(ctx, backends.Query{App: &app.ID, Limit: n, Data: true})
+		if err != nil {
+			return c, err
+		}
+		for _, session := range sessions {
+			c.add(session.Data)
+		}
+	}
+	return c, nil
+}
+
+// CountSealed looks at all sessions of the store that serves, which takes as long as reading them.
+func (s *Sessions) CountSealed(ctx context.Context) (Sealed, error) {
+	c := Sealed{Keys: make(map[seal.ID]int)}
+	store, ok := s.Store().(backends.Inspector)
+	if !ok {
+		return c, fmt.Errorf("count encrypted sessions: this store cannot be looked into: %w", errors.ErrUnsupported)
+	}
+	err := eachBatch(ctx, store, func(_ int, sessions []backends.Session) error {
+		for _, session := range sessions {
+			c.add(session.Data)
+		}
+		return nil
+	})
+	return c, err
+}
