@@ -271,7 +271,7 @@ func (c Copy) Run(ctx context.Context) (sum Copied, err error) {
 			return sum, err
 		}
 	}
-	err = eachBatch(ctx, c.From, func(n int, sessions []backends.Session) error {
+	err = eachBatch(ctx, c.From, backends.Key{}, func(_ backends.Key, n int, sessions []backends.Session) error {
 		for i := range sessions {
 			sessions[i].App = ids[sessions[i].App]
 		}
@@ -286,10 +286,11 @@ func (c Copy) Run(ctx context.Context) (sum Copied, err error) {
 	return sum, err
 }
 
-// eachBatch calls do with all sessions of a store and their data, in the order of their keys and so many at once that
-// their data are not more than copyBytes, or one session. n counts those that have expired meanwhile, too.
-func eachBatch(ctx context.Context, store backends.Inspector, do func(n int, sessions []backends.Session) error) error {
-	var after backends.Key
+// eachBatch calls do with all sessions of a store behind a key and their data, in the order of their keys and so many at once that
+// their data are not more than copyBytes, or one session. last is the key of the last, and n their number, those included that
+// have expired meanwhile.
+func eachBatch(ctx context.Context, store backends.Inspector, after backends.Key,
+	do func(last backends.Key, n int, sessions []backends.Session) error) error {
 	for {
 		page, err := store.List(ctx, backends.Query{After: after, Limit: copyKeys})
 		if err != nil {
@@ -308,7 +309,7 @@ func eachBatch(ctx context.Context, store backends.Inspector, do func(n int, ses
 					break
 				}
 			}
-			if err := do(n, sessions); err != nil {
+			if err := do(after, n, sessions); err != nil {
 				return err
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"aspstate/backends"
 	"aspstate/server/seal"
@@ -26,6 +27,9 @@ type Encryption struct {
 
 // SetEncryption puts e into force for the requests to come.
 func (s *Sessions) SetEncryption(e Encryption) { s.encryption.Store(&e) }
+
+// Encryption returns what is in force.
+func (s *Sessions) Encryption() Encryption { return *s.encryption.Load() }
 
 // errUnreadable says that an item in the store is not to be given to a web application. It is no answer, so that the page fails and the
 // session stays; and no failure of the store, since asking again does not help.
@@ -258,18 +262,29 @@ func SampleSealed(ctx context.Context, store backends.Inspector) (Sealed, error)
 	return c, nil
 }
 
-// CountSealed looks at all sessions of the store that serves, which takes as long as reading them.
-func (s *Sessions) CountSealed(ctx context.Context) (Sealed, error) {
-	c := Sealed{Keys: make(map[seal.ID]int)}
+// CountSealed looks at the sessions of the store that serves, from behind a key on, and returns the key to go on behind when it has taken so
+// long; the zero Key when it is through. It reads them all.
+func (s *Sessions) CountSealed(ctx context.Context, after backends.Key, within time.Duration) (c Sealed, next backends.Key, err error) {
+	c.Keys = make(map[seal.ID]int)
 	store, ok := s.Store().(backends.Inspector)
 	if !ok {
-		return c, fmt.Errorf("count encrypted sessions: this store cannot be looked into: %w", errors.ErrUnsupported)
+		return c, next, fmt.Errorf("count encrypted sessions: this store cannot be looked into: %w", errors.ErrUnsupported)
 	}
-	err := eachBatch(ctx, store, func(_ int, sessions []backends.Session) error {
+	begun := time.Now()
+	err = eachBatch(ctx, store, after, func(last backends.Key, _ int, sessions []backends.Session) error {
 		for _, session := range sessions {
 			c.add(session.Data)
 		}
+		if time.Since(begun) >= within {
+			next = last
+			return errEnough
+		}
 		return nil
 	})
-	return c, err
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return c, next, err
 }
+
+var errEnough = errors.New("enough")

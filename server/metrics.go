@@ -118,6 +118,14 @@ func newMetrics() *Metrics {
 	return m
 }
 
+// ItemsUnreadable is how many items were not given out.
+func (m *Metrics) ItemsUnreadable() (n uint64) {
+	for i := range m.Unreadable {
+		n += m.Unreadable[i].Load()
+	}
+	return n
+}
+
 // Request counts a request whose answer is ready.
 func (m *Metrics) Request(op Operation, answer Answer, took time.Duration) {
 	m.Requests[op][answer].Add(1)

@@ -285,6 +285,11 @@ UNION ALL
 SELECT * FROM (SELECT TOP (1) '' AS application, COALESCE(host_name, '') AS host FROM sys.dm_exec_sessions
 WHERE database_id = DB_ID() AND session_id <> @@SPID AND program_name LIKE '%SqlClient%') c`
 
+// InDirectUse returns an ErrPermanent where web applications use the database directly: see inDirectUse.
+func (s *Store) InDirectUse(ctx context.Context) error {
+	return wrap("look for web applications", s.inDirectUse(ctx))
+}
+
 // inDirectUse returns an error where web applications in mode="SQLServer" use the database directly: a session was used by one in the
 // last five minutes, or one is connected (.NET calls itself "….SqlClient Data Provider" where the connection string has no Application Name;
 // to see others' connections the login needs VIEW SERVER STATE, without which only the sessions count). An application that nobody has used for

@@ -41,6 +41,9 @@ func checkCommand(environ []string) *cobra.Command {
 		if note := aliasesNote(c); note != "" {
 			fmt.Fprintln(cmd.ErrOrStderr(), "note: "+note)
 		}
+		for _, note := range encryptionNotes(c) {
+			fmt.Fprintln(cmd.ErrOrStderr(), "note: "+note)
+		}
 		return checkDatabase(cmd.Context(), c)
 	}
 	return cmd
@@ -122,6 +125,9 @@ func checkServed(ctx context.Context, c *config.Config, open func(context.Contex
 	store, err := open(ctx, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return config.Fault{Key: "sqlConnectionString", Problem: err.Error(), Remedy: "see that the database can be reached from here and is migrated"}
+	}
+	if err := checkDirectUse(ctx, store, c); err != nil {
+		return errors.Join(err, store.Close())
 	}
 	return store.Close()
 }

@@ -122,6 +122,7 @@ func (x *examination) examine(ctx context.Context, o *operators) {
 	}
 	x.check("allow list", checkAllow(s)...)
 	x.check("store", checkStore(s)...)
+	x.check("encryption", checkItems(s)...)
 	x.check("sweeper", checkSweeper(s)...)
 	x.check("connections", checkConnections(s)...)
 	if s.Pool != nil {
@@ -231,6 +232,16 @@ func checkStore(s admin.Status) (findings []Finding) {
 		findings = append(findings, Finding{Found: fmt.Sprintf("%d releases and renewals wait to be done", s.WorkLeft), Remedy: "they are done when the store works; until then web servers find those sessions locked"})
 	}
 	return findings
+}
+
+func checkItems(s admin.Status) []Finding {
+	if s.ItemsUnreadable == 0 {
+		return nil
+	}
+	return []Finding{{
+		Found:  fmt.Sprintf("%d requests got no answer since the start, because their items in the store could not be decrypted, or were not encrypted", s.ItemsUnreadable),
+		Remedy: "the log names the reason (\"items in the store\"): a key is missing in encryption.keys, encryption.acceptUnencrypted was turned off too early, or somebody has written to the database; aspstate sessions keys counts sessions by key",
+	}}
 }
 
 func checkSweeper(s admin.Status) []Finding {

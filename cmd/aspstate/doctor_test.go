@@ -45,6 +45,7 @@ func TestDoctorsChecks(t *testing.T) {
 		{checkStore(well), ""},
 		{checkStore(but(func(s *admin.Status) { s.StoreFailing, s.StoreError, s.RequestsGivenUp = 3, "no route", 7 })), "failing for 3s: no route"},
 		{checkStore(but(func(s *admin.Status) { s.RequestsGivenUp = 7 })), "7 requests got no answer"},
+		{checkItems(but(func(s *admin.Status) { s.ItemsUnreadable = 7 })), "7 requests got no answer since the start, because their items"},
 		{checkStore(but(func(s *admin.Status) { s.WorkLeft = 5000 })), "5000 releases"},
 
 		{checkSweeper(well), ""},

@@ -27,6 +27,10 @@ func (p *process) openPlace(ctx context.Context, text string) (backends.Store, e
 	if err != nil {
 		return nil, fmt.Errorf("open %v: %w", place, err)
 	}
+	if err := checkDirectUse(ctx, store, p.applied.Load()); err != nil {
+		store.Close()
+		return nil, fmt.Errorf("open %v: %w", place, err)
+	}
 	return store, nil
 }
 

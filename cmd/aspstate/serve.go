@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -146,6 +147,9 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	if err := p.enter(ctx); err != nil {
 		return err
 	}
+	if err := p.checkEncryption(ctx, p.sessions.Store(), p.config); err != nil {
+		return err
+	}
 	prefix := ""
 	if p.config.StatusLine == "http" {
 		prefix = "HTTP/1.1 "
@@ -218,6 +222,7 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 func (p *process) apply(was *config.Config) {
 	c := p.config
 	p.applied.Store(c)
+	p.applyEncryption(was, c)
 	p.applyOrigins(was, c)
 	p.level.Set(c.Log.Level)
 	p.sessions.SetBudget(c.RequestBudget)
@@ -250,6 +255,9 @@ func (p *process) Reload() (applied, restart []string, err error) {
 	p.systemd.tell("RELOADING=1")
 	defer p.systemd.tell("READY=1")
 	next, err := p.load()
+	if err == nil && !reflect.DeepEqual(next.Encryption, p.config.Encryption) {
+		err = p.checkEncryption(context.Background(), p.sessions.Store(), next)
+	}
 	if err != nil {
 		p.log.Error("the settings have faults, those in force stay", "error", explain(err))
 		return nil, nil, err

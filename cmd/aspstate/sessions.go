@@ -20,7 +20,7 @@ import (
 func sessionsCommand(environ []string) *cobra.Command {
 	group := &cobra.Command{
 		Use:   "sessions",
-		Short: "List, show, unlock and remove the sessions of a running server",
+		Short: "List, count, show, unlock and remove the sessions of a running server",
 		Long: "sessions asks a running server, on its listener for operators (admin.listen). On the server's own machine, with the\n" +
 			"default settings, it needs no flags.",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -30,7 +30,7 @@ func sessionsCommand(environ []string) *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	group.AddCommand(listCommand(environ), showCommand(environ), unlockCommand(environ), removeCommand(environ), topCommand(environ))
+	group.AddCommand(listCommand(environ), showCommand(environ), unlockCommand(environ), removeCommand(environ), topCommand(environ), keysCommand(environ))
 	return group
 }
 

@@ -48,6 +48,7 @@ func (s *Server) api() http.Handler {
 		"/api/session":        {"GET": s.showSession, "DELETE": s.removeSession},
 		"/api/session/unlock": {"POST": s.unlockSession},
 		"/api/applications":   {"GET": s.listApplications},
+		"/api/keys":           {"GET": s.countKeys},
 		"/api/status":         {"GET": s.showStatus},
 		"/api/history":        {"GET": s.showHistory},
 		"/api/reload":         {"POST": s.reload},
@@ -241,11 +242,9 @@ func (s *Server) listSessions(ctx context.Context, r *http.Request) (any, error)
 		if query.Order != backends.ByKey {
 			return nil, badRequest("after needs order=key: other orders cannot be paged")
 		}
-		n, err := strconv.ParseUint(after[:min(8, len(after))], 16, 32)
-		if err != nil || len(after) < 9 {
-			return nil, badRequest("after is not a cursor that an answer gave as next: %q", after)
+		if query.After, err = cursor(after); err != nil {
+			return nil, err
 		}
-		query.After = backends.Key{App: backends.AppID(uint32(n)), ID: after[8:]}
 	}
 	found, err := s.sessions.List(ctx, query)
 	if err != nil {

@@ -52,6 +52,8 @@ var (
 	poolConnections  = desc("store_pool_connections", "Connections to the database that there may be.")
 	poolQueued       = desc("store_pool_queued", "Calls that wait for a connection to the database.")
 
+	itemsUnreadable = desc("items_unreadable_total", "Requests whose connection was closed because the item in the store was not to be given out.", "reason")
+
 	sweepFailures = desc("sweep_failures_total", "Sweeps for expired sessions that failed.")
 	sweepLast     = desc("sweep_last_success_timestamp_seconds", "When the last sweep that succeeded ended, as Unix time; 0 before the first.")
 
@@ -115,6 +117,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		counter(statementRetries, m.Retries[i].Load(), name)
 	}
 	counter(givenUp, m.GivenUp.Load())
+	for u := range m.Unreadable {
+		counter(itemsUnreadable, m.Unreadable[u].Load(), server.Unreadable(u).String())
+	}
 	failing, _ := c.sessions.Failing()
 	gauge(storeFailing, failing.Seconds())
 	gauge(workLeft, float64(c.sessions.WorkLeft()))

@@ -86,6 +86,13 @@
 //
 // # Server
 //
+//	GET /api/keys?after=CURSOR
+//
+// counts sessions by the key that they are encrypted with: all of them, from the cursor on, for a few seconds. next is the
+// cursor where there are more. use is encrypts, decrypts, or "" for a key that is not in the settings.
+//
+//	{"keys": [{"id": "3f2a9c10", "use": "encrypts", "sessions": 1200}], "not_encrypted": 3, "unknown_format": 0, "next": "f197a8d4bpr4mimb…"}
+//
 //	GET /api/applications
 //
 // counts sessions by application, as of the last sample (every 5 s, or as often as costs a fiftieth of the time).
@@ -110,6 +117,7 @@
 //	 "store_failing_seconds": 0,                      for how long; 0: it works
 //	 "store_error": "…",                              its last failure, while it fails
 //	 "requests_given_up": 0,                          since the start, because the store failed
+//	 "items_unreadable": 0,                           since the start: requests whose item could not be decrypted, or was not encrypted
 //	 "work_left": 0,                                  releases and renewals to be done when it is back
 //	 "pool": {"connections": 4, "queued": 0},         absent where the store has none; queued: calls that wait for a connection
 //	 "sweeper": {"interval_seconds": 60, "last": "…", "swept": 123, "error": "…"},   last: end of the last one that succeeded

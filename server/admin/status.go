@@ -72,6 +72,7 @@ type Status struct {
 	StoreFailing    float64 `json:"store_failing_seconds"`
 	StoreError      string  `json:"store_error,omitempty"`
 	RequestsGivenUp uint64  `json:"requests_given_up"`
+	ItemsUnreadable uint64  `json:"items_unreadable"`
 	WorkLeft        int     `json:"work_left"`
 	Pool            *Pool   `json:"pool,omitempty"`
 	Sweeper         Sweeper `json:"sweeper"`
@@ -136,7 +137,7 @@ func (s *Server) status() Status {
 		Waiters:     s.sessions.Waiting(),
 		Connections: s.front.Connections(), ConnectionsLimit: s.front.Limit(), ConnectionsRefused: s.front.Traffic().Refused.Load(),
 		RefusedByAllow:  s.front.Access.Refusals(),
-		RequestsGivenUp: m.GivenUp.Load(), WorkLeft: s.sessions.WorkLeft(),
+		RequestsGivenUp: m.GivenUp.Load(), ItemsUnreadable: m.ItemsUnreadable(), WorkLeft: s.sessions.WorkLeft(),
 		Totals: Totals{Created: m.Created.Load(), TimedOut: uint64(s.sweeper.Swept()), Abandoned: m.Abandoned.Load()},
 		Rates:  s.history.last(),
 	}
