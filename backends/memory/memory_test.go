@@ -1,16 +1,32 @@
 package memory
 
 import (
+	"bytes"
 	"container/heap"
 	"testing"
 	"time"
 
 	"aspstate/backends"
 	"aspstate/backends/backendtest"
+	"aspstate/server/seal"
 )
 
 func TestStore(t *testing.T) {
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture { return open(t) })
+}
+
+// The suite holds as well where items are encrypted on their way.
+func TestStoreSealed(t *testing.T) {
+	k, err := seal.NewKey(bytes.Repeat([]byte{7}, seal.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
+		return backendtest.Sealed(open(t), &backendtest.Sealing{Seal: k.Seal, Overhead: seal.Overhead,
+			Open: func(application, id string, sealed []byte) ([]byte, error) {
+				return seal.Open([]*seal.Key{k}, application, id, sealed)
+			}})
+	})
 }
 
 func BenchmarkStore(b *testing.B) {

@@ -15,6 +15,7 @@ import (
 	"aspstate/backends"
 	"aspstate/backends/backendtest"
 	"aspstate/migrations"
+	"aspstate/server/seal"
 )
 
 // openFile opens a migrated file, which the test's end closes.
@@ -77,6 +78,20 @@ func fixture(tb testing.TB) backendtest.Fixture {
 
 func TestConformance(t *testing.T) {
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture { return fixture(t) })
+}
+
+// The suite holds as well where items are encrypted on their way.
+func TestConformanceSealed(t *testing.T) {
+	k, err := seal.NewKey(bytes.Repeat([]byte{7}, seal.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
+		return backendtest.Sealed(fixture(t), &backendtest.Sealing{Seal: k.Seal, Overhead: seal.Overhead,
+			Open: func(application, id string, sealed []byte) ([]byte, error) {
+				return seal.Open([]*seal.Key{k}, application, id, sealed)
+			}})
+	})
 }
 
 func BenchmarkStore(b *testing.B) { backendtest.Bench(b, fixture) }

@@ -111,7 +111,7 @@ func TestStatusTopAndDoctor(t *testing.T) {
 	}
 	// The doctor finds that one application has two names, and nothing else.
 	code, out, stderr := aspstate(t, "doctor", at)
-	if code != 1 || !strings.Contains(stderr, "1 of 9 checks") || !strings.Contains(out, "! applications: ") || !strings.Contains(out, "list the names in applications") ||
+	if code != 1 || !strings.Contains(stderr, "1 of 10 checks") || !strings.Contains(out, "! applications: ") || !strings.Contains(out, "list the names in applications") ||
 		strings.Count(out, "!") != 1 || !strings.Contains(out, "fine: server, ") {
 		t.Errorf("exit code %d, %s\n%s", code, stderr, out)
 	}
