@@ -215,7 +215,7 @@ func TestForbidden(t *testing.T) {
 	for _, bad := range [][2]string{
 		{"backends", "aspstate/config"}, {"backends", "golang.org/x/sync/errgroup"}, {"backends/memory", "aspstate/backends/sqlite"},
 		{"backends/sqlite", "aspstate/migrations"}, {"config", "aspstate/backends"}, {"migrations", "aspstate/config"}, {"server", "aspstate/server/stateserver"},
-		{"server/stateserver", "aspstate/backends/memory"}, {"server/stateserver", "aspstate/config"}, {"server", "os/signal"}, {"server", "aspstate/harness"}, {"util", "aspstate/config"},
+		{"server/stateserver", "aspstate/backends/memory"}, {"server/stateserver", "aspstate/config"}, {"server", "os/signal"}, {"server", "aspstate/harness"}, {"server/seal", "aspstate/server"}, {"util", "aspstate/config"},
 	} {
 		if forbidden(bad[0], bad[1]) == "" {
 			t.Errorf("%s may import %s", bad[0], bad[1])
@@ -223,7 +223,7 @@ func TestForbidden(t *testing.T) {
 	}
 	for _, good := range [][2]string{
 		{"cmd/aspstate", "aspstate/backends/sqlite"}, {"backends", "time"}, {"backends/sqlite", "aspstate/backends"}, {"backends/sqlite", "modernc.org/sqlite"},
-		{"server", "aspstate/backends"}, {"server/stateserver", "aspstate/server"}, {"server/stateserver/transcript", "aspstate/server/stateserver/client"}, {"config", "github.com/spf13/viper"},
+		{"server", "aspstate/backends"}, {"server", "aspstate/server/seal"}, {"server/stateserver", "aspstate/server"}, {"server/stateserver/transcript", "aspstate/server/stateserver/client"}, {"config", "github.com/spf13/viper"},
 	} {
 		if problem := forbidden(good[0], good[1]); problem != "" {
 			t.Errorf("%s must not import %s: %s", good[0], good[1], problem)
