@@ -149,6 +149,27 @@ func dial(t *testing.T, r *running) *client.Conn {
 	return c
 }
 
+// beginSet sends half of a large item. The part sent is more than two socket buffers
+// hold, so the server is reading when beginSet returns.
+func beginSet(t *testing.T, r *running) (conn net.Conn, rest []byte) {
+	t.Helper()
+	conn, err := net.Dial("tcp", r.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(patience))
+	body := make([]byte, 48<<20)
+	_, err = fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: localhost\r\nTimeout:20\r\nContent-Length:%d\r\nExtraFlags:0\r\nLockCookie:0\r\n\r\n", shop, len(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(body[:32<<20]); err != nil {
+		t.Fatal(err)
+	}
+	return conn, body[32<<20:]
+}
+
 // wantStatus fails the test unless the answer has this status.
 func wantStatus(t *testing.T, status int) func(client.Answer, error) client.Answer {
 	return func(a client.Answer, err error) client.Answer {
