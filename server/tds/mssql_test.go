@@ -6,168 +6,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
-
-	mssql "github.com/microsoft/go-mssqldb"
-
-	"aspstate/backends"
 )
-
-// open opens a database as go-mssqldb's users do. options are of its connection string.
-func (f *front) open(t testing.TB, user, password, options string) *sql.DB {
-	t.Helper()
-	u := url.URL{Scheme: "sqlserver", User: url.UserPassword(user, password), Host: f.address, RawQuery: options}
-	db, err := sql.Open("sqlserver", u.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	return db
-}
-
-func (f *front) db(t testing.TB, options string) *sql.DB {
-	t.Helper()
-	return f.open(t, testUser, testPassword, "database=ASPState&TrustServerCertificate=true&"+options)
-}
-
-// state is what TempGetStateItem3 gives: NULL is nil.
-type state struct {
-	item        []byte
-	locked      *bool
-	lockAge     *int64
-	lockCookie  *int64
-	actionFlags *int64
-}
-
-func (s state) String() string {
-	show := func(n *int64) string {
-		if n == nil {
-			return "NULL"
-		}
-		return fmt.Sprint(*n)
-	}
-	if s.locked == nil {
-		return fmt.Sprintf("no session (%s %s %s %d)", show(s.lockAge), show(s.lockCookie), show(s.actionFlags), len(s.item))
-	}
-	age := show(s.lockAge)
-	if *s.locked && s.lockAge != nil && *s.lockAge >= 0 && *s.lockAge <= 60 {
-		age = "young" // the seconds that began since, of which a test may see some
-	}
-	return fmt.Sprintf("%d bytes, locked %v, age %s, cookie %s, flags %s", len(s.item), *s.locked, age, show(s.lockCookie), show(s.actionFlags))
-}
-
-// query calls a Get as the in-box client does: the result set first, then the parameters.
-func query(ctx context.Context, db interface {
-	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
-}, procedure, id string) (s state, err error) {
-	var short []byte
-	var locked sql.NullBool
-	var age, cookie, flags sql.NullInt64
-	rows, err := db.QueryContext(ctx, procedure, sql.Named("id", id),
-		sql.Named("itemShort", sql.Out{Dest: &short}), sql.Named("locked", sql.Out{Dest: &locked}),
-		sql.Named("lockAge", sql.Out{Dest: &age}), sql.Named("lockCookie", sql.Out{Dest: &cookie}),
-		sql.Named("actionFlags", sql.Out{Dest: &flags}))
-	if err != nil {
-		return s, err
-	}
-	defer rows.Close()
-	var long []byte
-	for rows.Next() {
-		if err := rows.Scan(&long); err != nil {
-			return s, err
-		}
-	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-		return s, err
-	}
-	if s.item = short; long != nil {
-		s.item = long
-		if short != nil {
-			return s, errors.New("there are two items")
-		}
-	}
-	if locked.Valid {
-		s.locked = &locked.Bool
-	}
-	for _, n := range []struct {
-		from sql.NullInt64
-		to   **int64
-	}{{age, &s.lockAge}, {cookie, &s.lockCookie}, {flags, &s.actionFlags}} {
-		if n.from.Valid {
-			*n.to = &n.from.Int64
-		}
-	}
-	return s, nil
-}
-
-// caller calls procedures and fails the test when that fails.
-type caller struct {
-	t  testing.TB
-	db *sql.DB
-	id string
-}
-
-func newCaller(t testing.TB, db *sql.DB) *caller {
-	t.Helper()
-	return &caller{t, db, "bpr4mimb2vjnvtn2jc4yp3uo" + suffixOf(t, db, testApp)}
-}
-
-func suffixOf(t testing.TB, db *sql.DB, app string) string {
-	t.Helper()
-	var id int32
-	if _, err := db.Exec("dbo.TempGetAppID", sql.Named("appName", mssql.VarChar(app)), sql.Named("appId", sql.Out{Dest: &id})); err != nil {
-		t.Fatal(err)
-	}
-	return backends.AppID(id).Suffix()
-}
-
-func (c *caller) get() state {
-	c.t.Helper()
-	return c.ask("dbo.TempGetStateItem3")
-}
-
-func (c *caller) lock() state {
-	c.t.Helper()
-	return c.ask("dbo.TempGetStateItemExclusive3")
-}
-
-func (c *caller) ask(procedure string) state {
-	c.t.Helper()
-	s, err := query(c.t.Context(), c.db, procedure, c.id)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return s
-}
-
-// call calls a procedure that changes something, and returns the rows that it changed.
-func (c *caller) call(procedure string, args ...any) int64 {
-	c.t.Helper()
-	result, err := c.db.Exec(procedure, append([]any{sql.Named("id", c.id)}, args...)...)
-	if err != nil {
-		c.t.Fatalf("%s: %v", procedure, err)
-	}
-	n, _ := result.RowsAffected()
-	return n
-}
-
-func (c *caller) wants(what string, got any, want any) {
-	c.t.Helper()
-	if fmt.Sprint(got) != fmt.Sprint(want) {
-		c.t.Errorf("%s: got %v, want %v", what, got, want)
-	}
-}
-
-func short(b []byte) sql.NamedArg    { return sql.Named("itemShort", b) }
-func long(b []byte) sql.NamedArg     { return sql.Named("itemLong", b) }
-func minutes(n int) sql.NamedArg     { return sql.Named("timeout", n) }
-func withCookie(n int) sql.NamedArg  { return sql.Named("lockCookie", n) }
-func pattern(n int) []byte           { return bytes.Repeat([]byte{1, 2, 3, 5, 0, 0xff, 0x7f}, n/7+1)[:n] }
-func number(err error) (n int32)     { return numberOf(err).Number }
-func numberOf(err error) mssql.Error { e, _ := errors.AsType[mssql.Error](err); return e }
 
 // What a web application does from its first request on ([MS-ASPSS]), over each kind of encryption.
 func TestWebApplication(t *testing.T) {
@@ -204,7 +46,7 @@ func visit(c *caller) {
 	c.wants("another page", c.get(), "0 bytes, locked true, age young, cookie 2, flags 0")
 	c.wants("rows of an update", c.call("dbo.TempUpdateStateItemShort", short(small), minutes(20), withCookie(2)), 1)
 	s := c.get()
-	c.wants("a read-only page", s, "7000 bytes, locked false, age 0, cookie 2, flags 0")
+	c.wants("a read-only page", s, "7000 bytes, locked false, age young, cookie 2, flags 0")
 	c.wants("its item", bytes.Equal(s.item, small), true)
 	for i, next := range []struct {
 		procedure string
@@ -250,7 +92,7 @@ func TestInsertOverASession(t *testing.T) {
 	}
 	_, err := c.db.Exec("dbo.TempInsertStateItemLong", sql.Named("id", c.id), long(pattern(8000)), minutes(20))
 	c.wants("number", number(err), 2627)
-	c.wants("the session", c.get(), "10 bytes, locked false, age 0, cookie 1, flags 0")
+	c.wants("the session", c.get(), "10 bytes, locked false, age young, cookie 1, flags 0")
 }
 
 // A timeout of 0 is for ever on the state server's port, and over at once in ASPState.
@@ -510,13 +352,13 @@ func TestAttentionEndsAWait(t *testing.T) {
 			}
 			until(t, func() bool { return f.sessions.Waiting() == 0 })
 			c.call("dbo.TempReleaseStateItemExclusive", withCookie(2))
-			c.wants("nobody has the lock", c.get(), "10 bytes, locked false, age 0, cookie 2, flags 0")
+			c.wants("nobody has the lock", c.get(), "10 bytes, locked false, age young, cookie 2, flags 0")
 			// The same connection is of use still.
 			s, err := query(t.Context(), conn, "dbo.TempGetStateItem3", c.id)
 			if err != nil {
 				t.Errorf("the connection is of no use: %v", err)
 			}
-			c.wants("over the same connection", s, "10 bytes, locked false, age 0, cookie 2, flags 0")
+			c.wants("over the same connection", s, "10 bytes, locked false, age young, cookie 2, flags 0")
 		})
 	}
 }
@@ -574,7 +416,7 @@ func TestTooLargeItem(t *testing.T) {
 		t.Errorf("answered %v", err)
 	}
 	until(t, func() bool { return !*c.get().locked }) // it is released behind the answer
-	c.wants("the session", c.get(), "100000 bytes, locked false, age 0, cookie 2, flags 0")
+	c.wants("the session", c.get(), "100000 bytes, locked false, age young, cookie 2, flags 0")
 	if _, err := c.db.Exec("dbo.TempUpdateStateItemLong", sql.Named("id", c.id), long(pattern(1<<20)), minutes(20), withCookie(2)); err == nil {
 		t.Error("a request ten times the limit was read")
 	}

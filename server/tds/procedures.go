@@ -182,15 +182,15 @@ func (r *run) get(args []value, op server.Operation) error {
 		if op == server.OpGetExclusive {
 			r.granted = lock{session, item.LockCookie}
 		}
-		found.cookie, found.mark, found.since = item.LockCookie, item.Uninitialized, time.Now()
+		found.cookie, found.mark, found.age = item.LockCookie, item.Uninitialized, item.LockAge
+		found.since = time.Now().Add(-item.LockAge)
 		if len(item.Data) <= shortItem {
 			args[1] = binaryOf(item.Data)
 		}
 		r.srv.sessions.Metrics.Sent.Observe(int64(len(item.Data)))
 	case isLocked:
-		found.locked, found.cookie, found.mark, found.since = true, locked.Cookie, locked.Uninitialized, locked.Since
-		// As DATEDIFF(second, …) counts: the seconds of the clock that were passed.
-		found.age = locked.Since.Add(locked.Age).Unix() - locked.Since.Unix()
+		found.locked, found.cookie, found.mark, found.age = true, locked.Cookie, locked.Uninitialized, locked.Age
+		found.since = locked.Since
 	case errors.Is(err, backends.ErrNotFound):
 		r.t.done(tokenDoneInProc, doneCount, didUpdate, 0)
 		return nil
@@ -212,8 +212,8 @@ func (r *run) get(args []value, op server.Operation) error {
 type found struct {
 	locked, mark bool
 	cookie       backends.Cookie
-	since        time.Time // the lock's beginning
-	age          int64     // and what it is old, in seconds
+	since        time.Time // when the lock was taken, or the last one
+	age          time.Duration
 }
 
 func (f found) set(args []value) {
@@ -221,7 +221,8 @@ func (f found) set(args []value) {
 	if args[3].kind == kindDateTime {
 		args[3] = value{kind: kindDateTime, t: f.since.Local()}
 	} else {
-		args[3] = integer(f.age)
+		// As DATEDIFF(second, …) counts: the seconds of the clock that were passed.
+		args[3] = integer(f.since.Add(f.age).Unix() - f.since.Unix())
 	}
 	args[4] = integer(int64(f.cookie))
 	if len(args) == len(stateItem3) {
@@ -368,7 +369,8 @@ func (r *run) item(w *backends.Write, session server.Session, args []value) erro
 	case minutes.null:
 		return errorf(515, 16, "Cannot insert the value NULL into column 'Timeout'.")
 	case len(data.b) == 0: // or NULL
-		// Never stored: a web server takes an empty item for a missing session, and leaves the lock it got with it.
+		// Never stored (backends, rule 9): a web server takes an empty item for a missing session, and leaves the lock it
+		// got with it. ASPState stores it, and web applications of mode="SQLServer" fail when they read it; they write none.
 		return errorf(515, 16, "The item is empty, which no session is.")
 	case int64(len(data.b)) > r.settings.Body:
 		r.srv.log.Warn("item refused: it is larger than limits.body", "client", r.RemoteAddr(),
@@ -383,7 +385,7 @@ func (r *run) item(w *backends.Write, session server.Session, args []value) erro
 	return nil
 }
 
-// maxMinutes is the longest timeout that is kept: a hundred years.
+// maxMinutes is the longest timeout that is kept: a hundred years. ASPState keeps any, but tells none.
 const maxMinutes = 100 * 365 * 24 * 60
 
 // timeout is the time that a session lives. One of 0 or less makes it expired from the start, where 0 is

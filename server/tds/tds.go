@@ -9,7 +9,10 @@
 //
 //   - An expired session is missing at once. ASPState renews it if nobody has deleted it yet.
 //   - A request for a locked session waits for its lock, as on the state server's port, before it is told that it is locked.
-//   - lockAge and lockDate of a session that is not locked are zero and now, since no client looks at them.
+//   - The procedures of ASP.NET 1.x (TempGetStateItem, TempGetStateItem2 and their Exclusive forms) clear the uninitialized mark,
+//     which they do not tell.
+//   - An insert over a living session (error 2627) renews it.
+//   - An empty item is error 515, as NULL is. A timeout of more than a hundred years is one of a hundred years.
 //   - An item is one value: a short one replaces a long one, whichever of the procedures stores it.
 //   - Session IDs compare byte by byte.
 //

@@ -61,6 +61,7 @@ async function visit(options) {
     assert.strictEqual((await call(c, update, [key, item, minutes(20), cookie(2)])).count, 1);
     s = await get(c, 'dbo.TempGetStateItem3', id);
     assert.ok(s.locked === false && pattern(7000).equals(s.item), 'the small item is another one');
+    assert.ok(s.lockAge >= 0 && s.lockAge <= 60, `the last lock is ${s.lockAge} s old`);
     assert.strictEqual((await run(c, 'EXEC dbo.TempResetTimeout @id', [key], c.execSql)).count, 1);
     await assert.rejects(run(c, 'SELECT * FROM ASPStateTempSessions', [], c.execSqlBatch), { number: 208 });
     await new Promise((resolve, reject) => c.reset((err) => (err ? reject(err) : resolve())));
