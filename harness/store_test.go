@@ -18,6 +18,7 @@ import (
 	"aspstate/backends/sqlserver"
 	"aspstate/backends/sqlserver/mssqltest"
 	"aspstate/migrations"
+	"aspstate/server/stateserver/client"
 )
 
 // store is a kind of session-state store that the harness judges.
@@ -41,6 +42,26 @@ type store struct {
 	resolution time.Duration
 	// wholeMinutes says that the store keeps timeouts in minutes, so that no session expires while the harness looks.
 	wholeMinutes bool
+	// slow says that the database may take seconds for a statement and the server is not to give it up for that: Babelfish parses each
+	// anew, and the first of a connection for a second or more.
+	slow bool
+}
+
+// budget is the servers' requestBudget. A Release that took half of it may have been put off.
+func (s store) budget() time.Duration {
+	if s.slow {
+		return 30 * time.Second
+	}
+	return 4 * time.Second
+}
+
+// dial connects to a server that keeps sessions in such a store.
+func (s store) dial(address string) (*client.Conn, error) {
+	conn, err := client.Dial(address)
+	if err == nil {
+		conn.Timeout = 2*s.budget() + 2*time.Second
+	}
+	return conn, err
 }
 
 // via returns the address to use in place of a database's own: a proxy's.
@@ -142,6 +163,7 @@ func withSQLServer(others []store) []store {
 		network:            true,
 		forgetsBrokenLocks: true,
 		wholeMinutes:       true,
+		slow:               true,
 	})
 }
 

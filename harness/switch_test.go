@@ -23,16 +23,16 @@ func TestSwitch(t *testing.T) {
 	}
 	postgres := func(t *testing.T) string { return "sqlConnectionString: " + pgtest.Shared(t).Database(t) }
 	t.Run("memory, SQLite, PostgreSQL and back", func(t *testing.T) {
-		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
+		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, s store, rng *rand.Rand) {
 			const memory = "mode: StateServer"
 			file, database := sqlite(t), postgres(t)
-			switchHistory(t, rng, 1, memory, file, database, memory, database, file)
+			switchHistory(t, s, rng, 1, memory, file, database, memory, database, file)
 		})
 	})
 	t.Run("two servers from PostgreSQL to PostgreSQL", func(t *testing.T) {
-		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
+		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, s store, rng *rand.Rand) {
 			a, b := postgres(t), postgres(t)
-			switchHistory(t, rng, 2, a, b, a, b)
+			switchHistory(t, s, rng, 2, a, b, a, b)
 		})
 	})
 	sqlserver := func(t *testing.T) string {
@@ -43,28 +43,28 @@ func TestSwitch(t *testing.T) {
 		return "sqlConnectionString: file:" + file
 	}
 	t.Run("memory, SQL Server, SQLite and back", func(t *testing.T) {
-		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
+		several(t, rand.Uint64, 1, store{slow: true}, func(t *testing.T, s store, rng *rand.Rand) {
 			file, database := sqlite(t), sqlserver(t)
-			switchHistory(t, rng, 1, "mode: StateServer", database, file, database)
+			switchHistory(t, s, rng, 1, "mode: StateServer", database, file, database)
 		})
 	})
 	t.Run("two servers from SQL Server to SQL Server", func(t *testing.T) {
 		if os.Getenv("ASPSTATE_TEST_LONG") == "" {
 			t.Skip("servers give up a database that takes five seconds to open, as Babelfish may on a busy machine: make test-all runs it, with ASPSTATE_TEST_LONG=1")
 		}
-		several(t, rand.Uint64, 1, stores[0], func(t *testing.T, _ store, rng *rand.Rand) {
+		several(t, rand.Uint64, 1, store{slow: true}, func(t *testing.T, s store, rng *rand.Rand) {
 			a, b := sqlserver(t), sqlserver(t)
-			switchHistory(t, rng, 2, a, b)
+			switchHistory(t, s, rng, 2, a, b)
 		})
 	})
 }
 
 // switchHistory has servers switch from the first of the places, by their settings, to the others.
-func switchHistory(t *testing.T, rng *rand.Rand, servers int, places ...string) {
+func switchHistory(t *testing.T, s store, rng *rand.Rand, servers int, places ...string) {
 	t.Helper()
 	settings := filepath.Join(t.TempDir(), "aspstate.yaml")
 	write := func(place string) {
-		text := fmt.Sprintf("%s\nautoMigrate: true\nlockWait: 20ms\nrequestBudget: %v\nadmin: {listen: off}\nlog: {level: debug}\nsweep: {interval: 1s}\n", place, requestBudget)
+		text := fmt.Sprintf("%s\nautoMigrate: true\nlockWait: 20ms\nrequestBudget: %v\nadmin: {listen: off}\nlog: {level: debug}\nsweep: {interval: 1s}\n", place, s.budget())
 		if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +78,7 @@ func switchHistory(t *testing.T, rng *rand.Rand, servers int, places ...string) 
 		addresses = append(addresses, p.address)
 	}
 	history := newRecorder()
-	clients := wireClients(t, addresses, rng, history, false)
+	clients := wireClients(t, s, addresses, rng, history, false)
 	burst(clients, 10, false)
 	for i, place := range places[1:] {
 		write(place)

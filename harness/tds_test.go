@@ -34,7 +34,7 @@ func bothPorts(t *testing.T, s store, lockWait string) (servers []*process) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	flags := append(s.flags(t, straight), "--request-budget="+requestBudget.String(), "--lock-wait="+lockWait, "--sweep-interval=1s",
+	flags := append(s.flags(t, straight), "--request-budget="+s.budget().String(), "--lock-wait="+lockWait, "--sweep-interval=1s",
 		"--tds-listen=127.0.0.1:0", "--tds-users=harness:"+hash)
 	n := 1
 	if s.shared {
@@ -50,10 +50,11 @@ func bothPorts(t *testing.T, s store, lockWait string) (servers []*process) {
 type tdsClient struct {
 	t      testing.TB
 	db     *sql.DB
+	store  store // the server's
 	suffix string
 }
 
-func dialTDS(t testing.TB, address, options string) *tdsClient {
+func dialTDS(t testing.TB, s store, address, options string) *tdsClient {
 	t.Helper()
 	u := url.URL{Scheme: "sqlserver", User: url.UserPassword("harness", tdsPassword), Host: address, RawQuery: "database=ASPState&" + options}
 	db, err := sql.Open("sqlserver", u.String())
@@ -66,7 +67,7 @@ func dialTDS(t testing.TB, address, options string) *tdsClient {
 	if _, err := db.Exec("dbo.TempGetAppID", sql.Named("appName", mssql.VarChar(appID)), sql.Named("appId", sql.Out{Dest: &id})); err != nil {
 		t.Fatal(err)
 	}
-	return &tdsClient{t, db, backends.AppID(id).Suffix()}
+	return &tdsClient{t, db, s, backends.AppID(id).Suffix()}
 }
 
 func (c *tdsClient) ask(req request) (answer, bool) {
@@ -77,7 +78,7 @@ func (c *tdsClient) ask(req request) (answer, bool) {
 		return answer{result: unknown}, true
 	}
 	ans.terse = true
-	if req.verb == release && time.Since(begun) > requestBudget/2 {
+	if req.verb == release && time.Since(begun) > c.store.budget()/2 {
 		return answer{result: unknown}, true
 	}
 	return ans, true
@@ -188,9 +189,9 @@ func bothPortsHistories(lockWait string) scenario {
 				p := servers[i%len(servers)]
 				var asks asker
 				if i >= 3 {
-					asks = dialTDS(t, p.tds, "encrypt=disable")
+					asks = dialTDS(t, s, p.tds, "encrypt=disable")
 				} else {
-					w := &wire{t: t, address: p.address}
+					w := &wire{t: t, store: s, address: p.address}
 					t.Cleanup(func() {
 						if w.conn != nil {
 							w.conn.Close()
@@ -221,7 +222,7 @@ func TestNoUpdateIsLostOverBothPorts(t *testing.T) {
 			servers := bothPorts(t, s, "1s")
 			id := transcript.NewID()
 			target := client.Target(appID, id)
-			first, err := client.Dial(servers[0].address)
+			first, err := s.dial(servers[0].address)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -232,9 +233,9 @@ func TestNoUpdateIsLostOverBothPorts(t *testing.T) {
 			var wg sync.WaitGroup
 			for i := range clients {
 				p := servers[i/2%len(servers)]
-				increment := overTDS(t, dialTDS(t, p.tds, "encrypt=disable"), id)
+				increment := overTDS(t, dialTDS(t, s, p.tds, "encrypt=disable"), id)
 				if i%2 == 0 {
-					increment = overStateServer(t, p.address, target)
+					increment = overStateServer(t, s, p.address, target)
 				}
 				wg.Go(func() {
 					for n := 0; n < increments; {
@@ -252,7 +253,7 @@ func TestNoUpdateIsLostOverBothPorts(t *testing.T) {
 			if err != nil || a.Status != 200 || binary.BigEndian.Uint32(a.Body) != clients*increments {
 				t.Errorf("the counter is at %d (%s), want %d: %v", binary.BigEndian.Uint32(a.Body), a.StatusLine, clients*increments, err)
 			}
-			item, locked, _, _, err := dialTDS(t, servers[0].tds, "encrypt=true&TrustServerCertificate=true").fetch(t.Context(), "TempGetStateItem3", sql.Named("id", id+suffix(t, servers[0])))
+			item, locked, _, _, err := dialTDS(t, s, servers[0].tds, "encrypt=true&TrustServerCertificate=true").fetch(t.Context(), "TempGetStateItem3", sql.Named("id", id+suffix(t, s, servers[0])))
 			if err != nil || !locked.Valid || locked.Bool || len(item) < 4 || binary.BigEndian.Uint32(item) != clients*increments {
 				t.Errorf("over TDS there are %d bytes, locked %v: %v", len(item), locked, err)
 			}
@@ -260,7 +261,9 @@ func TestNoUpdateIsLostOverBothPorts(t *testing.T) {
 	}
 }
 
-func suffix(t *testing.T, p *process) string { return dialTDS(t, p.tds, "encrypt=disable").suffix }
+func suffix(t *testing.T, s store, p *process) string {
+	return dialTDS(t, s, p.tds, "encrypt=disable").suffix
+}
 
 // counter is an item with a number, sometimes short and sometimes long.
 func counter(n uint32, size int) []byte {
@@ -269,8 +272,8 @@ func counter(n uint32, size int) []byte {
 
 func sizeOf(n uint32) int { return int(n % 3 * 5000) }
 
-func overStateServer(t *testing.T, address, target string) func() bool {
-	conn, err := client.Dial(address)
+func overStateServer(t *testing.T, s store, address, target string) func() bool {
+	conn, err := s.dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,15 +16,12 @@ import (
 	"aspstate/server/stateserver/transcript"
 )
 
-const (
-	appID = "/LM/W3SVC/1/ROOT/harness"
-	// requestBudget is the servers'. A Release that took half of it may have been put off.
-	requestBudget = 4 * time.Second
-)
+const appID = "/LM/W3SVC/1/ROOT/harness"
 
 // wire asks a server.
 type wire struct {
 	t       testing.TB
+	store   store // the server's
 	address string
 	conn    *client.Conn // nil when there is none
 	// databaseFails says that the server's database is disturbed: then it answers a
@@ -34,7 +31,7 @@ type wire struct {
 
 func (w *wire) ask(req request) (answer, bool) {
 	if w.conn == nil {
-		conn, err := client.Dial(w.address)
+		conn, err := w.store.dial(w.address)
 		if err != nil {
 			time.Sleep(time.Millisecond) // it will be refused for a while
 			return answer{}, false
@@ -48,7 +45,7 @@ func (w *wire) ask(req request) (answer, bool) {
 		w.conn.Close()
 		w.conn = nil
 		return answer{result: unknown}, req.verb != resetTimeout // whose effect is not seen here
-	case req.verb == release && a.Status == 200 && time.Since(begun) > requestBudget/2:
+	case req.verb == release && a.Status == 200 && time.Since(begun) > w.store.budget()/2:
 		return answer{result: unknown}, true
 	case req.verb == resetTimeout && w.databaseFails:
 		return answer{}, false
@@ -156,7 +153,7 @@ func disturbedDatabase(t *testing.T, s store, rng *rand.Rand) {
 // processes starts the servers of a fresh database, as many as shared says if it can be, and returns their addresses.
 func processes(t *testing.T, s store, shared int, via via, lockWait string) (addresses []string) {
 	t.Helper()
-	flags := append(s.flags(t, via), "--request-budget="+requestBudget.String(), "--lock-wait="+lockWait, "--sweep-interval=1s")
+	flags := append(s.flags(t, via), "--request-budget="+s.budget().String(), "--lock-wait="+lockWait, "--sweep-interval=1s")
 	n := 1
 	if s.shared {
 		n = shared
@@ -168,11 +165,11 @@ func processes(t *testing.T, s store, shared int, via via, lockWait string) (add
 }
 
 // wireClients are five clients of running servers, on two new sessions.
-func wireClients(t *testing.T, servers []string, rng *rand.Rand, history *recorder, databaseFails bool) (clients []*webServer) {
+func wireClients(t *testing.T, s store, servers []string, rng *rand.Rand, history *recorder, databaseFails bool) (clients []*webServer) {
 	id := transcript.NewID()
 	keys := []string{id, strings.ToUpper(id)}
 	for i := range 5 {
-		w := &wire{t: t, address: servers[i%len(servers)], databaseFails: databaseFails}
+		w := &wire{t: t, store: s, address: servers[i%len(servers)], databaseFails: databaseFails}
 		t.Cleanup(func() {
 			if w.conn != nil {
 				w.conn.Close()
@@ -187,7 +184,7 @@ func wireClients(t *testing.T, servers []string, rng *rand.Rand, history *record
 func wireHistory(t *testing.T, s store, servers []string, rng *rand.Rand, disturb func(), databaseFails bool) {
 	t.Helper()
 	history := newRecorder()
-	clients := wireClients(t, servers, rng, history, databaseFails)
+	clients := wireClients(t, s, servers, rng, history, databaseFails)
 	stop := disturbed(history, newRand(rng.Uint64()), disturb)
 	for i := 0; i < 8 || history.overlapping() < enough && i < 300; i++ {
 		burst(clients, 5+rng.IntN(8), rng.IntN(2) == 0)
