@@ -40,6 +40,7 @@ type Config struct {
 	Applications        Applications     `key:"applications" default:"" live:"true" doc:"app ids that share sessions: name=/LM/W3SVC/1/ROOT,/LM/W3SVC/7/ROOT; other=..."`
 	Admin               Admin            `key:"admin"`
 	TDS                 TDS              `key:"tds"`
+	TLS                 TLS              `key:"tls"`
 	Log                 Log              `key:"log"`
 
 	// Warnings are remarks on settings that are allowed but likely not meant.
@@ -91,6 +92,14 @@ type TDS struct {
 	OldTLS      bool     `key:"oldTLS" default:"false" live:"true" doc:"let clients use TLS 1.0 and 1.1 there, as old Windows does"`
 	Certificate string   `key:"certificate" default:"" live:"true" doc:"PEM file with the certificate for TLS there; one is made up if empty"`
 	Key         string   `key:"key" default:"" live:"true" doc:"PEM file with the certificate's key, if that is not in the certificate's file"`
+}
+
+// TLS is about the listener for web servers that come through a TLS tunnel: ASP.NET itself has no TLS for port 42424.
+type TLS struct {
+	Listen      string `key:"listen" default:"" doc:"address for web servers that come through a TLS tunnel (stunnel), such as 10.1.2.10:42425; none if empty"`
+	Certificate string `key:"certificate" default:"" live:"true" doc:"PEM file with the certificate for it"`
+	Key         string `key:"key" default:"" live:"true" doc:"PEM file with the certificate's key, if that is not in the certificate's file"`
+	Clients     string `key:"clients" default:"" live:"true" doc:"PEM file with the authorities whose certificates clients have to show; they show none if empty"`
 }
 
 // Users are those who may log in, each as NAME:HASH.
@@ -261,7 +270,7 @@ func formatDuration(d time.Duration) string {
 // other.
 //
 // What decides on which addresses the server listens and how it talks (listen, statusLine, aspNetVersion,
-// admin.listen, tds.listen, log.format), and memory.maxBytes, needs a restart; the rest can change. Where mode or
+// admin.listen, tds.listen, tls.listen, log.format), and memory.maxBytes, needs a restart; the rest can change. Where mode or
 // sqlConnectionString does, the sessions move.
 func (c *Config) Reload(next *Config) (merged *Config, applied, restart []string) {
 	m := *next

@@ -116,6 +116,10 @@ var samples = map[string][2]string{
 	"admin.certificate":     {"/etc/aspstate/tls.crt", "/etc/aspstate/tls.crt"},
 	"admin.key":             {"/etc/aspstate/tls.key", "/etc/aspstate/tls.key"},
 	"admin.pprof":           {"true", "true"},
+	"tls.listen":            {"127.0.0.1:2", "127.0.0.1:2"},
+	"tls.certificate":       {"/etc/aspstate/tls.crt", "/etc/aspstate/tls.crt"},
+	"tls.key":               {"/etc/aspstate/tls.key", "/etc/aspstate/tls.key"},
+	"tls.clients":           {"/etc/aspstate/clients.crt", "/etc/aspstate/clients.crt"},
 	"tds.listen":            {"127.0.0.1:1", "127.0.0.1:1"},
 	"tds.databases":         {"ASPState, Shop", "[ASPState, Shop]"},
 	"tds.users":             {"web:" + sampleHash + ",batch:" + sampleHash, "[web, batch]"},
@@ -275,7 +279,7 @@ func TestLiveSettings(t *testing.T) {
 			fixed = append(fixed, s.key)
 		}
 	}
-	want := []string{"listen", "statusLine", "aspNetVersion", "memory.maxBytes", "admin.listen", "tds.listen", "log.format"}
+	want := []string{"listen", "statusLine", "aspNetVersion", "memory.maxBytes", "admin.listen", "tds.listen", "tls.listen", "log.format"}
 	if !slices.Equal(fixed, want) {
 		t.Errorf("settings that need a restart: %q, want %q", fixed, want)
 	}

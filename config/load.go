@@ -159,8 +159,8 @@ func load(file string, data []byte, environ []string, flags *pflag.FlagSet) (*Co
 	}
 	l.resolve(c, filepath.Dir(file))
 	l.resolveAdmin(c, filepath.Dir(file))
-	l.resolveTDS(c, filepath.Dir(file))
 	l.resolveEncryption(c, filepath.Dir(file))
+	l.resolveFiles(c, filepath.Dir(file))
 	l.validate(c)
 	c.Warnings = append(c.Warnings, l.strangers(c)...)
 	if len(l.faults) > 0 {
@@ -457,13 +457,8 @@ func (l *loader) resolve(c *Config, dir string) {
 	}
 }
 
-// resolveAdmin reads a token that stands elsewhere, and finds the files of the certificate.
+// resolveAdmin reads a token that stands elsewhere.
 func (l *loader) resolveAdmin(c *Config, dir string) {
-	for _, path := range []*string{&c.Admin.Certificate, &c.Admin.Key} {
-		if *path != "" && !filepath.IsAbs(*path) {
-			*path = filepath.Join(dir, *path)
-		}
-	}
 	const key = "admin.token"
 	token := &c.Admin.Token
 	switch {
@@ -478,9 +473,9 @@ func (l *loader) resolveAdmin(c *Config, dir string) {
 	}
 }
 
-// resolveTDS finds the files of the certificate.
-func (l *loader) resolveTDS(c *Config, dir string) {
-	for _, path := range []*string{&c.TDS.Certificate, &c.TDS.Key} {
+// resolveFiles finds the files of certificates.
+func (l *loader) resolveFiles(c *Config, dir string) {
+	for _, path := range []*string{&c.Admin.Certificate, &c.Admin.Key, &c.TDS.Certificate, &c.TDS.Key, &c.TLS.Certificate, &c.TLS.Key, &c.TLS.Clients} {
 		if *path != "" && !filepath.IsAbs(*path) {
 			*path = filepath.Join(dir, *path)
 		}

@@ -45,6 +45,9 @@ func (l *loader) validate(c *Config) {
 	l.validateProxies(c)
 	l.validateAdmin(c)
 	l.validateTDS(c)
+	if c.TLS.Listen != "" {
+		l.validateListener(c, "tls.listen", c.TLS.Listen, "10.1.2.10:42425", c.TDS.Listen)
+	}
 	l.validateApplications(c)
 	l.validateTakeOver(c)
 	l.validateEncryption(c)
@@ -215,18 +218,24 @@ func (l *loader) validateTDS(c *Config) {
 		c.warn("nobody can log in at %s (tds.listen), because tds.users is empty", t.Listen)
 	}
 	l.check(len(t.Databases) > 0, "tds.databases", "there is no name for the database", "write ASPState")
-	host, port, err := net.SplitHostPort(t.Listen)
+	l.validateListener(c, "tds.listen", t.Listen, "127.0.0.1:1433")
+}
+
+// validateListener checks the address of a listener beside those of listen, admin.listen and others.
+func (l *loader) validateListener(c *Config, key, address, example string, others ...string) {
+	host, port, err := net.SplitHostPort(address)
 	n, bad := strconv.ParseUint(port, 10, 16)
+	others = append(append(others, c.Admin.Listen), c.Listen...)
 	switch {
 	case err != nil, bad != nil:
-		l.check(false, "tds.listen", strconv.Quote(t.Listen)+" is not host:port", "write 127.0.0.1:1433, or leave it empty")
+		l.check(false, key, strconv.Quote(address)+" is not host:port", "write "+example+", or leave it empty")
 	case host == "*" || host == "+":
-		l.check(false, "tds.listen", t.Listen+" is not an address", "write 0.0.0.0:"+port+" for every IPv4 address or [::]:"+port+" for every address")
-	case n != 0 && (slices.Contains(c.Listen, t.Listen) || c.Admin.Listen == t.Listen):
-		l.check(false, "tds.listen", t.Listen+" is another listener's address", "write another port")
+		l.check(false, key, address+" is not an address", "write 0.0.0.0:"+port+" for every IPv4 address or [::]:"+port+" for every address")
+	case n != 0 && slices.Contains(others, address):
+		l.check(false, key, address+" is another listener's address", "write another port")
 	case !isLoopback(host) && !l.unreadable["allow"]:
-		l.check(len(c.Allow) > 0, "tds.listen",
-			"other machines can reach "+t.Listen+" and allow is empty; web servers deserialise what is stored through it, so whoever can log in can run code on them",
+		l.check(len(c.Allow) > 0, key,
+			"other machines can reach "+address+" and allow is empty; web servers deserialise what is stored through it, so whoever is let in can run code on them",
 			"list your web servers in allow, such as allow: [10.1.2.3, 10.1.2.4]")
 	}
 }

@@ -5,11 +5,13 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +45,7 @@ type Server struct {
 	refused    seldom        // connections for which there was no room
 	badHeaders seldom        // connections of proxies
 	stalled    seldom        // connections that kept memory from others
+	insecure   seldom        // connections whose TLS handshake failed
 
 	lookingOut bool // for those
 }
@@ -58,6 +61,7 @@ type Conn struct {
 	hold   hold
 	client net.Addr // that a proxy has named; nil for none
 	early  []byte   // what has come with the proxy's header and is not read yet
+	tls    *tls.Conn
 }
 
 // RemoteAddr implements net.Conn. Behind a proxy of TrustProxies it is the address that the proxy names.
@@ -74,6 +78,7 @@ type Traffic struct {
 	Refused    atomic.Uint64 // for want of room
 	ClosedIdle atomic.Uint64 // to make room
 	CutOff     atomic.Uint64 // for keeping memory from others
+	Insecure   atomic.Uint64 // whose TLS handshake failed
 	BadHeaders atomic.Uint64 // connections of proxies that did not begin with a header
 	Received   atomic.Uint64 // bytes
 	Sent       atomic.Uint64
@@ -84,6 +89,13 @@ func (s *Server) Traffic() *Traffic { return &s.traffic }
 
 // Read implements net.Conn.
 func (c *Conn) Read(p []byte) (n int, err error) {
+	if c.tls != nil {
+		return c.tls.Read(p)
+	}
+	return c.read(p)
+}
+
+func (c *Conn) read(p []byte) (n int, err error) {
 	if len(c.early) > 0 {
 		n = copy(p, c.early)
 		if c.early = c.early[n:]; len(c.early) == 0 {
@@ -99,6 +111,13 @@ func (c *Conn) Read(p []byte) (n int, err error) {
 
 // Write implements net.Conn.
 func (c *Conn) Write(p []byte) (written int, err error) {
+	if c.tls != nil {
+		return c.tls.Write(p)
+	}
+	return c.write(p)
+}
+
+func (c *Conn) write(p []byte) (written int, err error) {
 	for {
 		n, err := c.Conn.Write(p[:min(len(p), writeStep)])
 		c.srv.traffic.Sent.Add(uint64(n))
@@ -112,12 +131,16 @@ func (c *Conn) Write(p []byte) (written int, err error) {
 
 // WriteBoth writes a and b, at once where the system can.
 func (c *Conn) WriteBoth(a, b []byte) error {
+	if c.tls != nil {
+		_, err := c.tls.Write(slices.Concat(a, b))
+		return err
+	}
 	first := min(len(b), writeStep)
 	n, err := (&net.Buffers{a, b[:first]}).WriteTo(c.Conn)
 	c.srv.traffic.Sent.Add(uint64(n))
 	c.hold.moved.Add(uint64(n))
 	if err == nil && first < len(b) {
-		_, err = c.Write(b[first:])
+		_, err = c.write(b[first:])
 	}
 	return err
 }
@@ -194,6 +217,15 @@ func (c *Conn) closeIdle() bool {
 // Serve accepts connections from ln until Shutdown, and returns
 // ErrServerClosed then. It may be called for several listeners.
 func (s *Server) Serve(ln net.Listener) error { return s.ServeWith(ln, s.Handle) }
+
+// ServeTLS is Serve for clients that begin with a TLS handshake.
+func (s *Server) ServeTLS(ln net.Listener, config *tls.Config) error {
+	return s.ServeWith(ln, func(ctx context.Context, c *Conn) {
+		if s.secure(ctx, c, config) {
+			s.Handle(ctx, c)
+		}
+	})
+}
 
 // ServeWith is Serve for another protocol, whose connections handle serves in place of Handle. Limit, access list
 // and shutdown are those of all connections.

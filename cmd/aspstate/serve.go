@@ -125,7 +125,8 @@ type process struct {
 	admin    *admin.Server // nil for none
 	tds      *tds.Server   // nil for none
 
-	ownCertificate tls.Certificate // made up for tds, where the settings have none
+	ownCertificate tls.Certificate            // made up for tds, where the settings have none
+	tls            atomic.Pointer[tls.Config] // nil for no such listener
 
 	addresses []string // where it listens for web servers
 }
@@ -173,6 +174,11 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 		closeAll(listeners)
 		return err
 	}
+	tlsListener, err := p.listenTLS(ctx)
+	if err != nil {
+		closeAll(append(listeners, tdsListener))
+		return err
+	}
 	var background sync.WaitGroup
 	work, endWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer background.Wait()
@@ -182,13 +188,10 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	background.Go(func() { p.sampler.Run(work) })
 	background.Go(func() { p.sessions.Probe(work) })
 	if err := p.serveAdmin(ctx); err != nil {
-		closeAll(listeners)
-		if tdsListener != nil {
-			tdsListener.Close()
-		}
+		closeAll(append(listeners, tdsListener, tlsListener))
 		return err
 	}
-	failed := make(chan error, len(listeners)+1)
+	failed := make(chan error, len(listeners)+2)
 	for _, ln := range listeners {
 		go func() { failed <- p.server.Serve(ln) }()
 		p.log.Info("serving", "address", ln.Addr().String(), "mode", string(p.config.Mode), "version", programVersion())
@@ -197,6 +200,10 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 		go func() { failed <- p.server.ServeWith(tdsListener, p.tds.Handle) }()
 		p.log.Info("serving mode=\"SQLServer\"", "address", tdsListener.Addr().String(), "databases", p.config.TDS.Databases, "users", p.config.TDS.Users.String())
 		p.sayReadyTDS(stdout, tdsListener)
+	}
+	if tlsListener != nil {
+		go func() { failed <- p.server.ServeTLS(tlsListener, p.tlsNow()) }()
+		p.log.Info("serving TLS", "address", tlsListener.Addr().String(), "client_certificates", p.config.TLS.Clients != "")
 	}
 	p.sayReady(stdout, listeners, says(place))
 	p.ready()
@@ -236,6 +243,7 @@ func (p *process) apply(was *config.Config) {
 	p.sessions.SetSlow(c.Log.Slow)
 	p.configureAdmin()
 	p.configureTDS()
+	p.configureTLS()
 }
 
 func frontSettings(l config.Limits) stateserver.Settings {
@@ -324,9 +332,12 @@ func addressesOf(listeners []net.Listener) (addresses []string) {
 	return addresses
 }
 
+// closeAll closes listeners that may be nil.
 func closeAll(listeners []net.Listener) {
 	for _, ln := range listeners {
-		ln.Close()
+		if ln != nil {
+			ln.Close()
+		}
 	}
 }
 
