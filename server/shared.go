@@ -80,7 +80,7 @@ func (s *Sessions) listenTo(ctx context.Context, r *route) {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, errors.ErrUnsupported):
-			s.log.Warn("the store does not tell of locks released by other servers: requests that wait for one ask again instead", "error", err)
+			s.log.Info("the store does not tell of locks released by other servers: requests that wait for one ask again instead", "error", err)
 			return
 		case was:
 			s.log.Warn("the connection that tells of released locks was lost: requests that wait for one ask again instead", "error", err)

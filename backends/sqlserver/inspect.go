@@ -195,6 +195,16 @@ func (s *Store) Applications(ctx context.Context) ([]backends.ApplicationInfo, e
 	for _, c := range counts {
 		of[c.suffix] = c
 	}
+	infos, err := s.Names(ctx)
+	for i := range infos {
+		c := of[infos[i].ID.Suffix()]
+		infos[i].Sessions, infos[i].Locked, infos[i].Bytes = c.sessions, c.locks, c.size
+	}
+	return infos, err
+}
+
+// Names implements backends.Namer.
+func (s *Store) Names(ctx context.Context) ([]backends.ApplicationInfo, error) {
 	full := map[string]string{}
 	type name struct{ slot, name []byte }
 	names, err := look(ctx, s, "applications", fullNamesSQL, "", nil, func(rows *sql.Rows) (n name, err error) {
@@ -214,8 +224,6 @@ func (s *Store) Applications(ctx context.Context) ([]backends.ApplicationInfo, e
 		if name, ok := full[string(slotOf(i.Name))]; ok {
 			i.Name = name
 		}
-		c := of[i.ID.Suffix()]
-		i.Sessions, i.Locked, i.Bytes = c.sessions, c.locks, c.size
 		return i, err
 	})
 	slices.SortFunc(infos, func(a, b backends.ApplicationInfo) int { return strings.Compare(a.Name, b.Name) })

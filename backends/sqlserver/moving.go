@@ -306,7 +306,7 @@ func (s *Store) inDirectUse(ctx context.Context) error {
 	who := "one on " + uses[0].host + " is connected"
 	if suffix := uses[0].application; suffix != "" {
 		who = "sessions of the one with AppId " + suffix + " were used in the last five minutes"
-		infos, err := s.Applications(ctx)
+		infos, err := s.Names(ctx)
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,13 +10,26 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // aspstate runs the program to its end.
 func aspstate(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
+	return aspstateUntil(t.Context(), args)
+}
+
+// withoutWaiting runs a command that else waits for a database to start, which here never does.
+func withoutWaiting(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	return aspstateUntil(ctx, args)
+}
+
+func aspstateUntil(ctx context.Context, args []string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
-	code = run(t.Context(), args, &out, &errs, nil)
+	code = run(ctx, args, &out, &errs, nil)
 	return code, out.String(), errs.String()
 }
 
