@@ -77,6 +77,7 @@ func TestFaults(t *testing.T) {
 		{"quotas: {applications: [{name: a, item: [1]}]}", "quotas.applications", `"item" of a quota is not one value`},
 		{"quotas: {applications: [{name: a, item: 1MB}]}", "quotas.applications", `"1MB" is no value for item`},
 		{"quotas: {applications: [{name: a, sessions: -5}]}", "quotas.applications", "-5 is no number of sessions"},
+		{"applications: [{name: s, ids: [/x]}]\nquotas: {applications: [{name: /X, sessions: 1}]}", "quotas.applications", "write a quota for s"},
 		{"quotas: {applications: [{name: /a, sessions: 1}, {name: /A, sessions: 1}]}", "quotas.applications", `"/A" is there twice`},
 		{"tds: {listen: 127.0.0.1, users: [a:" + sampleHash + "]}", "tds.listen", "is not host:port"},
 		{"tds: {listen: '*:1433', users: [a:" + sampleHash + "]}", "tds.listen", "is not an address"},

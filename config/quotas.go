@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -113,6 +114,10 @@ func (l *loader) validateQuotas(c *Config) {
 		l.check(a.Name != "", key, "a quota has no name", "write - {name: /LM/W3SVC/1/ROOT, sessions: 10000}")
 		l.check(!seen[strings.ToLower(a.Name)], key, strconv.Quote(a.Name)+" is there twice", "remove one")
 		seen[strings.ToLower(a.Name)] = true
+		for _, app := range c.Applications {
+			shares := slices.ContainsFunc(app.IDs, func(id string) bool { return strings.EqualFold(id, a.Name) })
+			l.check(!shares, key, a.Name+" shares its sessions with others, as "+app.Name, "write a quota for "+app.Name)
+		}
 		if a.Item == unset {
 			a.Item = q.Item
 		}

@@ -38,7 +38,10 @@ func (s *Sample) Total() (total backends.ApplicationInfo) {
 const (
 	sampleEvery = 5 * time.Second
 	// sampleShare bounds what counting costs: it rests this many times as long as it takes.
-	sampleShare   = 50
+	sampleShare = 50
+	// Where a quota refuses sessions, counting may cost more, so that it soon takes them again.
+	recountEvery  = time.Second
+	recountShare  = 5
 	sampleTimeout = time.Minute
 )
 
@@ -58,6 +61,12 @@ func (s *Sampler) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(max(sampleEvery, sampleShare*took)):
+		case <-s.Sessions.quotas.recount:
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(max(recountEvery, recountShare*took)):
+			}
 		}
 	}
 }
@@ -67,6 +76,7 @@ func (s *Sampler) Sample(ctx context.Context) (took time.Duration) {
 	try, cancel := context.WithTimeout(ctx, sampleTimeout)
 	defer cancel()
 	begun := time.Now()
+	noted := s.Sessions.quotas.begin()
 	applications, err := s.Sessions.Applications(try)
 	took = time.Since(begun)
 	if ctx.Err() != nil {
@@ -75,6 +85,7 @@ func (s *Sampler) Sample(ctx context.Context) (took time.Duration) {
 	next := *s.Latest()
 	if next.Err = err; err == nil {
 		next = Sample{At: begun, Took: took, Applications: applications}
+		s.Sessions.quotas.counted(noted, applications)
 	}
 	s.latest.Store(&next)
 	if err != nil {

@@ -70,6 +70,7 @@ type Sessions struct {
 	takesOver    atomic.Pointer[takeOver]
 	aliases      atomic.Pointer[aliases]
 	strangers    strangers
+	quotas       quotas
 	encryption   atomic.Pointer[Encryption]
 	damaged      damaged
 	unreadable   [Unreadables]seldom
@@ -87,6 +88,7 @@ func NewSessions(store backends.Store, budget time.Duration, log *slog.Logger) *
 	s.handover.init()
 	s.mover.init(s.origin)
 	s.outage.log = log
+	s.quotas.init()
 	s.SetEncryption(Encryption{})
 	s.setRoute(newRoute(store))
 	return s
@@ -217,6 +219,28 @@ func (s *Sessions) release(ctx context.Context, at *place, tok backends.Token, c
 // backends.Store.Set. Where the write is refused as too much, or the store fails, the
 // lock with the write's cookie is released, because the client will not do it.
 func (s *Sessions) Set(ctx context.Context, req Request, session Session, w backends.Write) error {
+	exists, err := s.checkQuota(ctx, req, session, w)
+	_, over := errors.AsType[*overQuota](err)
+	if err == nil {
+		err = s.set(ctx, req, session, w)
+	}
+	if err == nil && !exists && (w.Condition == backends.IfMissing || w.LockCookie <= 0) { // who writes to a session of old has its lock cookie
+		s.Metrics.Created.Add(1)
+		s.quotas.add(session.App.Name, 1)
+	}
+	if errors.Is(err, backends.ErrFull) && !over {
+		s.refused.add(1, func(n int64) {
+			s.log.Error("items were refused because the store is full; their sessions keep the old ones",
+				"items", n, "application", session.App.Name, "session", backends.ShortID(session.ID), "bytes", len(w.Data), "error", err)
+		})
+	}
+	if (errors.Is(err, backends.ErrFull) || !backends.IsAnswer(err)) && w.LockCookie > 0 {
+		s.ReleaseLater(session, w.LockCookie)
+	}
+	return err
+}
+
+func (s *Sessions) set(ctx context.Context, req Request, session Session, w backends.Write) error {
 	w.Data = s.seal(session, w.Data)
 	tok, at := s.token(), s.place(session, w.LockCookie)
 	_, err := s.do(ctx, stmtSet, req, func(ctx context.Context) error {
@@ -230,18 +254,6 @@ func (s *Sessions) Set(ctx context.Context, req Request, session Session, w back
 	})
 	if err == nil {
 		s.damaged.forget(sessionName{session.App.Name, session.ID})
-	}
-	if err == nil && (w.Condition == backends.IfMissing || w.LockCookie <= 0) {
-		s.Metrics.Created.Add(1) // who writes to a session of old has its lock cookie
-	}
-	if errors.Is(err, backends.ErrFull) {
-		s.refused.add(1, func(n int64) {
-			s.log.Error("items were refused because the store is full; their sessions keep the old ones",
-				"items", n, "application", session.App.Name, "session", backends.ShortID(session.ID), "bytes", len(w.Data), "error", err)
-		})
-	}
-	if (errors.Is(err, backends.ErrFull) || !backends.IsAnswer(err)) && w.LockCookie > 0 {
-		s.ReleaseLater(session, w.LockCookie)
 	}
 	return err
 }
@@ -260,6 +272,7 @@ func (s *Sessions) Remove(ctx context.Context, req Request, session Session, coo
 	})
 	if err == nil {
 		s.Metrics.Abandoned.Add(1)
+		s.quotas.add(session.App.Name, -1)
 	}
 	return err
 }

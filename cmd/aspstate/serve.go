@@ -233,6 +233,7 @@ func (p *process) apply(was *config.Config) {
 	p.applyOrigins(was, c)
 	p.level.Set(c.Log.Level)
 	p.sessions.SetBudget(c.RequestBudget)
+	p.sessions.SetQuotas(quotasOf(c))
 	p.sessions.SetLockWait(c.LockWait)
 	p.front.Configure(frontSettings(c.Limits))
 	p.server.Access.Allow(c.Allow)
@@ -244,6 +245,14 @@ func (p *process) apply(was *config.Config) {
 	p.configureAdmin()
 	p.configureTDS()
 	p.configureTLS()
+}
+
+func quotasOf(c *config.Config) server.Quotas {
+	q := server.Quotas{Each: server.Quota{Item: int64(c.Quotas.Item), Sessions: c.Quotas.Sessions}, Single: make(map[string]server.Quota)}
+	for _, a := range c.Quotas.Applications {
+		q.Single[strings.ToLower(a.Name)] = server.Quota{Item: int64(a.Item), Sessions: a.Sessions}
+	}
+	return q
 }
 
 func frontSettings(l config.Limits) stateserver.Settings {

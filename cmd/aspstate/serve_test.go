@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -416,5 +417,30 @@ func TestReachable(t *testing.T) {
 		if got := reachable(tcp); !regexp.MustCompile(pattern).MatchString(got) {
 			t.Errorf("%s is reachable as %s", addr, got)
 		}
+	}
+}
+
+// Quotas refuse what is over them, as a full store does, and follow the settings.
+func TestQuotas(t *testing.T) {
+	file := write(t, filepath.Join(t.TempDir(), "aspstate.yaml"), "mode: StateServer\nquotas: {applications: [{name: "+shopApp+", sessions: 2}]}\n")
+	r := start(t, "--config="+file)
+	set := func(id, data string, refused bool) {
+		t.Helper()
+		a, err := dial(t, r).Set(client.Target(shopApp, id), []byte(data), 20*time.Minute, 0)
+		if refused && !errors.Is(err, io.EOF) || !refused && (err != nil || a.Status != 200) {
+			t.Errorf("set %s: %d, %v, want it refused: %t", id, a.Status, err, refused)
+		}
+	}
+	set("1", "item", false)
+	set("2", "item", false)
+	set("3", "item", true)
+	set("2", "another", false)
+	r.log.await(t, "reached its quota")
+	write(t, file, "mode: StateServer\nquotas: {item: 5, sessions: 3}\n")
+	want(t, 0, []string{"quotas.item"}, "reload", "--admin="+adminAddress(t, r))
+	set("4", "item", false)
+	set("2", "too long", true)
+	if a := wantStatus(t, 200)(dial(t, r).Get(client.Target(shopApp, "2"))); string(a.Body) != "another" {
+		t.Errorf("after the refusal the session is %q", a.Body)
 	}
 }

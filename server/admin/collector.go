@@ -54,6 +54,8 @@ var (
 
 	itemsUnreadable = desc("items_unreadable_total", "Requests whose connection was closed because the item in the store was not to be given out.", "reason")
 
+	quotaRefusals = desc("quota_refusals_total", "Writes that were refused because their application has reached its quota: the item was too large, or there would have been a session too many.", "application", "quota")
+
 	sweepFailures = desc("sweep_failures_total", "Sweeps for expired sessions that failed.")
 	sweepLast     = desc("sweep_last_success_timestamp_seconds", "When the last sweep that succeeded ended, as Unix time; 0 before the first.")
 
@@ -118,6 +120,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		counter(statementRetries, m.Retries[i].Load(), name)
 	}
 	counter(givenUp, m.GivenUp.Load())
+	for _, r := range c.sessions.QuotaRefusals() {
+		counter(quotaRefusals, r.Item, r.Application, "item")
+		counter(quotaRefusals, r.Sessions, r.Application, "sessions")
+	}
 	for u := range m.Unreadable {
 		counter(itemsUnreadable, m.Unreadable[u].Load(), server.Unreadable(u).String())
 	}

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -164,6 +165,11 @@ func registered(t *testing.T) map[string]string {
 	r := newRig(t)
 	r.set(shop, "a", "12345")
 	r.sample()
+	r.admin.sessions.SetQuotas(server.Quotas{Each: server.Quota{Item: 1}})
+	app := r.admin.sessions.Application(shop)
+	if err := r.admin.sessions.Set(t.Context(), server.Request{Arrived: time.Now()}, server.Session{App: app, ID: "b"}, backends.Write{Data: []byte("12")}); !errors.Is(err, backends.ErrFull) {
+		t.Fatalf("a write over its quota: %v", err)
+	}
 	rows := map[string]string{}
 	for name, f := range scrape(r) {
 		var labels []string

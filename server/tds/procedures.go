@@ -323,7 +323,7 @@ func update(r *run, args []value) error {
 	return r.silently(server.OpSet, didUpdate, err)
 }
 
-var errFull = errorf(1105, 17, "Could not store the session: the store is full. The session keeps its old item.")
+var errFull = errorf(1105, 17, "Could not store the session: the store is full, or the application has reached its quota. The session keeps its old item.")
 
 func insert(r *run, args []value) error { return r.insert(args, server.OpSet, false) }
 
