@@ -18,23 +18,40 @@ import (
 	"aspstate/server/stateserver/client"
 )
 
-// activation is what systemd does for a service with a socket unit: it keeps the listening socket, and hands it to one
+// activation is what systemd does for a service with a socket unit: it keeps the listening sockets, and hands them to one
 // process after another.
 type activation struct {
 	program string
 	flags   []string
-	socket  *os.File
+	sockets []*os.File
 	log     logBuffer
 	cmd     *exec.Cmd
 }
 
-// start runs the program with the socket as its file 3.
+// listen opens a socket and returns its address.
+func (a *activation) listen(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	socket, err := ln.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { socket.Close() })
+	a.sockets = append(a.sockets, socket)
+	return ln.Addr().String()
+}
+
+// start runs the program with the sockets as its files from 3 on.
 func (a *activation) start(t *testing.T) {
 	t.Helper()
 	// The process's own number has to be in its environment before it begins.
-	script := `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`
+	script := fmt.Sprintf(`LISTEN_PID=$$ LISTEN_FDS=%d exec "$0" "$@"`, len(a.sockets))
 	a.cmd = exec.Command("sh", append([]string{"-c", script, a.program, "serve"}, a.flags...)...)
-	a.cmd.ExtraFiles = []*os.File{a.socket}
+	a.cmd.ExtraFiles = a.sockets
 	a.cmd.Stderr = &a.log
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -152,21 +169,11 @@ func TestRestartsThroughSocketActivation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	socket, err := ln.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
-	a := &activation{program: path, socket: socket, flags: []string{"--admin-listen=off", "--sql-connection-string=sqlite:" + filepath.Join(t.TempDir(), "x.db")}}
+	a := &activation{program: path, flags: []string{"--admin-listen=off", "--sql-connection-string=sqlite:" + filepath.Join(t.TempDir(), "x.db")}}
+	farm := &pool{address: a.listen(t)}
 	t.Cleanup(func() { a.cmd.Process.Kill() })
 	a.start(t) // the first pages wait in the socket meanwhile
 
-	farm := &pool{address: ln.Addr().String()}
 	targets := make([]string, browsers)
 	for i := range targets {
 		targets[i] = client.Target("/LM/W3SVC/1/ROOT/shop", fmt.Sprint("browser", i/2)) // two pages of each session at once
@@ -234,4 +241,51 @@ func TestRestartsThroughSocketActivation(t *testing.T) {
 		}
 	}
 	a.stop(t)
+}
+
+// A socket of systemd with the port of tds.listen serves mode="SQLServer", and waits for the next process, too.
+func TestSocketsOfBothModes(t *testing.T) {
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash, err := tdsHash()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &activation{program: path}
+	both, state := a.listen(t), a.listen(t) // in the other order than settings would open them
+	_, port, err := net.SplitHostPort(both)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.flags = []string{"--admin-listen=off", "--sql-connection-string=sqlite:" + filepath.Join(t.TempDir(), "x.db"),
+		"--listen=127.0.0.1:1", "--tds-listen=127.0.0.9:" + port, "--tds-users=harness:" + hash}
+	t.Cleanup(func() { a.cmd.Process.Kill() })
+	for n := range 3 {
+		// Nobody serves now, and yet both ports take connections.
+		early, err := net.Dial("tcp", both)
+		if err != nil {
+			t.Fatal(err)
+		}
+		early.Close()
+		web, err := client.Dial(state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer web.Close()
+		web.Timeout = time.Minute
+		a.start(t)
+		target := client.Target("/LM/W3SVC/1/ROOT/shop", "kept")
+		if n > 0 {
+			if got, err := web.Get(target); err != nil || string(got.Body) != fmt.Sprint(n) {
+				t.Fatalf("the session is %q, %v\n%s", got.Body, err, &a.log)
+			}
+		}
+		if got, err := web.Set(target, fmt.Append(nil, n+1), 20*time.Minute, 0); err != nil || got.Status != 200 {
+			t.Fatalf("answer %d, %v\n%s", got.Status, err, &a.log)
+		}
+		dialTDS(t, store{}, both, "encrypt=disable") // logs in, and asks for an AppID
+		a.stop(t)
+	}
 }

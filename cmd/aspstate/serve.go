@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -161,22 +162,26 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	p.sampler = &server.Sampler{Sessions: p.sessions, Log: p.log}
 	p.apply(nil)
 
-	listeners, err := inherited(p.environ)
-	if err == nil && len(listeners) == 0 {
-		listeners, err = listen(ctx, p.config.Listen)
-	}
+	handedOver, err := inherited(p.environ)
 	if err != nil {
 		return err
+	}
+	tdsListeners, handedOver := divide(handedOver, p.config.TDS.Listen)
+	tlsListeners, listeners := divide(handedOver, p.config.TLS.Listen)
+	closeThem := func() { closeAll(slices.Concat(listeners, tdsListeners, tlsListeners)) }
+	if len(listeners) == 0 {
+		if listeners, err = listen(ctx, p.config.Listen); err != nil {
+			closeThem()
+			return err
+		}
 	}
 	p.addresses = addressesOf(listeners)
-	tdsListener, err := p.listenTDS(ctx)
-	if err != nil {
-		closeAll(listeners)
+	if tdsListeners, err = p.listenTDS(ctx, tdsListeners); err != nil {
+		closeThem()
 		return err
 	}
-	tlsListener, err := p.listenTLS(ctx)
-	if err != nil {
-		closeAll(append(listeners, tdsListener))
+	if tlsListeners, err = p.listenTLS(ctx, tlsListeners); err != nil {
+		closeThem()
 		return err
 	}
 	var background sync.WaitGroup
@@ -188,22 +193,22 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 	background.Go(func() { p.sampler.Run(work) })
 	background.Go(func() { p.sessions.Probe(work) })
 	if err := p.serveAdmin(ctx); err != nil {
-		closeAll(append(listeners, tdsListener, tlsListener))
+		closeThem()
 		return err
 	}
-	failed := make(chan error, len(listeners)+2)
+	failed := make(chan error, len(listeners)+len(tdsListeners)+len(tlsListeners))
 	for _, ln := range listeners {
 		go func() { failed <- p.server.Serve(ln) }()
 		p.log.Info("serving", "address", ln.Addr().String(), "mode", string(p.config.Mode), "version", programVersion())
 	}
-	if tdsListener != nil {
-		go func() { failed <- p.server.ServeWith(tdsListener, p.tds.Handle) }()
-		p.log.Info("serving mode=\"SQLServer\"", "address", tdsListener.Addr().String(), "databases", p.config.TDS.Databases, "users", p.config.TDS.Users.String())
-		p.sayReadyTDS(stdout, tdsListener)
+	for _, ln := range tdsListeners {
+		go func() { failed <- p.server.ServeWith(ln, p.tds.Handle) }()
+		p.log.Info("serving mode=\"SQLServer\"", "address", ln.Addr().String(), "databases", p.config.TDS.Databases, "users", p.config.TDS.Users.String())
+		p.sayReadyTDS(stdout, ln)
 	}
-	if tlsListener != nil {
-		go func() { failed <- p.server.ServeTLS(tlsListener, p.tlsNow()) }()
-		p.log.Info("serving TLS", "address", tlsListener.Addr().String(), "client_certificates", p.config.TLS.Clients != "")
+	for _, ln := range tlsListeners {
+		go func() { failed <- p.server.ServeTLS(ln, p.tlsNow()) }()
+		p.log.Info("serving TLS", "address", ln.Addr().String(), "client_certificates", p.config.TLS.Clients != "")
 	}
 	p.sayReady(stdout, listeners, says(place))
 	p.ready()
@@ -344,9 +349,7 @@ func addressesOf(listeners []net.Listener) (addresses []string) {
 // closeAll closes listeners that may be nil.
 func closeAll(listeners []net.Listener) {
 	for _, ln := range listeners {
-		if ln != nil {
-			ln.Close()
-		}
+		ln.Close()
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 // firstSocket is the number of the first file that was handed over.
 const firstSocket = 3
 
-// inherited returns the sockets that systemd opened for this process, instead of those of the setting listen. They stay
+// inherited returns the sockets that systemd opened for this process, instead of those of the settings listen, tds.listen and tls.listen. They stay
 // open while no process serves, so that nobody is refused during a restart.
 func inherited(environ []string) (listeners []net.Listener, err error) {
 	pid, _ := strconv.Atoi(variable(environ, "LISTEN_PID"))
@@ -38,6 +38,19 @@ func inherited(environ []string) (listeners []net.Listener, err error) {
 		listeners = append(listeners, ln)
 	}
 	return listeners, nil
+}
+
+// divide finds the sockets for one of the other listeners, by the port of its setting.
+func divide(listeners []net.Listener, address string) (its, others []net.Listener) {
+	_, port, err := net.SplitHostPort(address)
+	for _, ln := range listeners {
+		if _, own, _ := net.SplitHostPort(ln.Addr().String()); err == nil && own == port {
+			its = append(its, ln)
+		} else {
+			others = append(others, ln)
+		}
+	}
+	return its, others
 }
 
 // variable is the value of an environment variable, "" for none.

@@ -111,3 +111,18 @@ func TestInheritedSockets(t *testing.T) {
 		}
 	}
 }
+
+func TestSocketsByPort(t *testing.T) {
+	listeners, err := listen(t.Context(), []string{"127.0.0.1:0", "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(listeners)
+	_, port, _ := net.SplitHostPort(listeners[1].Addr().String())
+	for address, want := range map[string]int{"10.1.2.3:" + port: 1, "[::]:" + port: 1, "": 0, "10.1.2.3:1": 0} {
+		its, others := divide(listeners, address)
+		if len(its) != want || len(others) != 2-want || want == 1 && its[0] != listeners[1] {
+			t.Errorf("for %q: %d sockets, and %d others", address, len(its), len(others))
+		}
+	}
+}

@@ -18,8 +18,9 @@ import (
 
 // The listener for web applications with mode="SQLServer", and who may log in there.
 
-// listenTDS opens the listener for web applications with mode="SQLServer", if there is to be one. nil is none.
-func (p *process) listenTDS(ctx context.Context) (net.Listener, error) {
+// listenTDS returns the listeners for web applications with mode="SQLServer": those that systemd has opened, or else
+// its own; none where there is to be none.
+func (p *process) listenTDS(ctx context.Context, handedOver []net.Listener) ([]net.Listener, error) {
 	c := p.config.TDS
 	if c.Listen == "" {
 		return nil, nil
@@ -27,14 +28,17 @@ func (p *process) listenTDS(ctx context.Context) (net.Listener, error) {
 	p.tds = tds.New(p.sessions, p.log)
 	settings, err := p.tdsSettings(p.config)
 	if err != nil {
-		return nil, err
+		return handedOver, err
 	}
 	p.tds.Configure(settings)
+	if len(handedOver) > 0 {
+		return handedOver, nil
+	}
 	listeners, err := listen(ctx, []string{c.Listen})
 	if err != nil {
 		return nil, fmt.Errorf("tds.listen: %w", err)
 	}
-	return listeners[0], nil
+	return listeners, nil
 }
 
 // configureTDS puts the listener's settings into force. Those with a fault change nothing.

@@ -14,22 +14,25 @@ import (
 
 // The listener for web servers that come through a TLS tunnel.
 
-// listenTLS opens the listener, if there is to be one. nil is none.
-func (p *process) listenTLS(ctx context.Context) (net.Listener, error) {
+// listenTLS returns the listeners: those that systemd has opened, or else its own; none where there is to be none.
+func (p *process) listenTLS(ctx context.Context, handedOver []net.Listener) ([]net.Listener, error) {
 	t := p.config.TLS
 	if t.Listen == "" {
 		return nil, nil
 	}
 	settings, err := tlsSettings(t)
 	if err != nil {
-		return nil, err
+		return handedOver, err
 	}
 	p.tls.Store(settings)
+	if len(handedOver) > 0 {
+		return handedOver, nil
+	}
 	listeners, err := listen(ctx, []string{t.Listen})
 	if err != nil {
 		return nil, fmt.Errorf("tls.listen: %w", err)
 	}
-	return listeners[0], nil
+	return listeners, nil
 }
 
 // configureTLS puts the files that are there now into force. Those with a fault change nothing.
