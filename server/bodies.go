@@ -42,11 +42,12 @@ func (s *Server) LimitBodies(n int64) {
 	}
 }
 
-// Hold takes n more bytes for the item of the request under way. Where there are none it waits for them, at most until
-// by or ctx's end; with n = 0 it waits while others do. While anybody waits, connections whose clients neither send
-// nor take their items are closed.
-func (c *Conn) Hold(ctx context.Context, by time.Time, n int64) error {
-	if n == 0 && c.srv.starved.Load() == 0 {
+// Hold has the item of the request under way hold this many bytes in all. Where there are none left it waits for them, at most
+// until by or ctx's end; with total = 0 it waits while others do. While anybody waits, connections whose clients
+// neither send nor take their items are closed.
+func (c *Conn) Hold(ctx context.Context, by time.Time, total int64) error {
+	n := total - c.hold.bytes.Load()
+	if n <= 0 && (total > 0 || n < 0 || c.srv.starved.Load() == 0) {
 		return nil
 	}
 	of := c.hold.of
@@ -76,10 +77,11 @@ func (c *Conn) Moving(yes bool) { c.hold.moving.Store(yes) }
 
 // Free gives back what Hold has taken.
 func (c *Conn) Free() {
-	c.hold.moving.Store(false)
-	if n := c.hold.bytes.Swap(0); n > 0 {
-		c.hold.of.Release(n)
+	if c.hold.bytes.Load() == 0 {
+		return
 	}
+	c.hold.moving.Store(false)
+	c.hold.of.Release(c.hold.bytes.Swap(0))
 	c.hold.of = nil
 }
 

@@ -31,6 +31,7 @@ type Request struct {
 	// Watch, where it is set, is called when the request begins to wait. gone closes
 	// when the client closes its connection; stop ends the watching and returns when it has.
 	Watch func() (gone <-chan struct{}, stop func())
+	Conn  *Conn // whose memory for items counts; nil for none
 }
 
 func (r Request) watch() (gone <-chan struct{}, stop func()) {
@@ -62,6 +63,7 @@ type Sessions struct {
 	applications applications
 	appIDs       appIDs
 	outage       outage
+	sizes        sizes
 	refused      seldom
 	slowed       [Statements]seldom
 	later        later
@@ -135,7 +137,11 @@ func (s *Sessions) Lookup(ctx context.Context, req Request, session Session) (it
 	tok, at := s.token(), s.place(session, backends.NoCookie)
 	_, err = s.do(ctx, stmtGet, req, func(ctx context.Context) error {
 		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
+			if err := s.holdFor(ctx, req, key); err != nil {
+				return err
+			}
 			item, err = store.Get(ctx, key, tok)
+			s.held(req, key, item, err)
 			return err
 		})
 	})
@@ -152,12 +158,17 @@ func (s *Sessions) getExclusive(ctx context.Context, req Request, session Sessio
 	tok, at := s.token(), s.place(session, backends.NoCookie)
 	try := func(ctx context.Context, item *backends.Item) error {
 		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
+			if err := s.holdFor(ctx, req, key); err != nil {
+				return err
+			}
 			*item, err = store.GetExclusive(ctx, key, tok)
+			s.held(req, key, *item, err)
 			return err
 		})
 	}
 	unknown, err := s.do(ctx, stmtGetExclusive, req, func(ctx context.Context) error { return try(ctx, &item) })
 	if unknown {
+		req.Conn = nil // which may have ended by then
 		s.later.add(task{"release a lock that nobody was told of", func(ctx context.Context) error {
 			var item backends.Item
 			err := try(ctx, &item)
@@ -247,6 +258,7 @@ func (s *Sessions) set(ctx context.Context, req Request, session Session, w back
 		return at.do(ctx, true, func(store backends.Store, key backends.Key) error {
 			err := store.Set(ctx, key, tok, w)
 			if err == nil {
+				s.sizes.note(key, len(w.Data))
 				s.handover.released(key)
 			}
 			return err
@@ -318,7 +330,7 @@ func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(
 			return false, err
 		}
 		unknown = unknown || !errors.Is(err, backends.ErrNotApplied)
-		if errors.Is(err, errUnreadable) { // where it was to be taken over from; the store works
+		if errors.Is(err, errUnreadable) || errors.Is(err, errNoMemory) { // where it was to be taken over from, or here; the store works
 			return unknown, err
 		}
 		s.outage.failed(stmt.String(), err)

@@ -47,7 +47,7 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 		var req request
-		resp, session, err := c.readRequest(ctx, server.Request{Arrived: arrived, Client: c.client, Watch: c.watch}, &req)
+		resp, session, err := c.readRequest(ctx, server.Request{Arrived: arrived, Client: c.client, Watch: c.watch, Conn: c.Conn}, &req)
 		if err != nil {
 			return
 		}
@@ -145,7 +145,7 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 	defer c.Moving(false)
 	for int64(len(body)) < n {
 		step := min(n-int64(len(body)), int64(max(bodyStep, len(body))))
-		if err := c.Hold(ctx, by, step); err != nil {
+		if err := c.Hold(ctx, by, int64(len(body))+step); err != nil {
 			return nil, err
 		}
 		have := len(body)
@@ -194,8 +194,8 @@ func (c *conn) send(ctx context.Context, now time.Time, resp *response) error {
 		c.writeBy = now.Add(2 * c.settings.Write)
 		c.SetWriteDeadline(c.writeBy)
 	}
+	defer c.Free()
 	if len(resp.data) > readBuffer {
-		defer c.Free()
 		if err := c.Hold(ctx, c.writeBy, int64(len(resp.data))); err != nil {
 			return err
 		}

@@ -117,12 +117,6 @@ func (c *conn) carryOut(ctx context.Context, ask server.Request, req *request, s
 	}
 	switch req.verb {
 	case verbGet:
-		// Nobody knows how large the answer will be: while others wait for memory, it is not asked for.
-		if req.exclusive != exclusiveRelease {
-			if err := c.Hold(ctx, ask.Arrived.Add(c.srv.sessions.Budget()), 0); err != nil {
-				return response{noAnswer: true}, session, nil
-			}
-		}
 		return c.srv.get(ctx, ask, req, session), session, nil
 	case verbPut:
 		defer c.Free()

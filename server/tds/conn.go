@@ -164,7 +164,7 @@ func (c *conn) readMessage(ctx context.Context, most int64) (m message, err erro
 		}
 		if have+n > cap(m.body) {
 			grown := max(2*cap(m.body), have+n)
-			if err := c.Hold(ctx, by, int64(grown-cap(m.body))); err != nil {
+			if err := c.Hold(ctx, by, int64(grown)); err != nil {
 				return m, errGone
 			}
 			m.body = append(make([]byte, 0, grown), m.body...)
@@ -212,14 +212,11 @@ func (c *conn) answer(ctx context.Context, arrived time.Time, m message) (goesOn
 	case m.drop:
 		c.t.done(tokenDone, doneError, didNothing, 0)
 	case m.kind == packetRPC || m.kind == packetBatch:
-		r := &run{conn: c, ctx: ctx, ask: server.Request{Arrived: arrived, Client: c.client, Watch: c.watch}}
-		// Nobody knows how large the answer will be: while others wait for memory, it is not asked for.
-		err := c.Hold(ctx, arrived.Add(c.srv.sessions.Budget()), 0)
-		switch {
-		case err != nil:
-		case m.kind == packetRPC:
+		r := &run{conn: c, ctx: ctx, ask: server.Request{Arrived: arrived, Client: c.client, Watch: c.watch, Conn: c.Conn}}
+		var err error
+		if m.kind == packetRPC {
 			err = r.rpc(m.body)
-		default:
+		} else {
 			err = r.batch(m.body)
 		}
 		if err != nil { // the store is failing
