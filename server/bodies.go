@@ -9,15 +9,22 @@ import (
 )
 
 // bodies is the memory that items may hold on their way in and out, over all
-// connections and front ends.
+// connections and front ends. A quarter is for small items, so that large ones do not delay them.
 type bodies struct {
-	*semaphore.Weighted
-	limit int64
+	limit        int64
+	small, large part
 }
 
-// hold is a connection's part of it.
+type part struct {
+	*semaphore.Weighted
+	large   bool
+	size    int64
+	starved atomic.Int64 // requests that wait for it; written under the server's mu
+}
+
+// hold is a connection's piece of it.
 type hold struct {
-	of     *bodies
+	of     *part // nil while it holds none
 	bytes  atomic.Int64
 	moving atomic.Bool   // the client sends or takes an item just now
 	moved  atomic.Uint64 // bytes, since the connection was accepted
@@ -28,6 +35,8 @@ type hold struct {
 }
 
 const (
+	// smallItem is the largest small one.
+	smallItem = 64 << 10
 	// stallAfter is how often, while requests wait for memory, the connections that hold some are looked at.
 	stallAfter = 500 * time.Millisecond
 	// leastMove is how many bytes they must have moved since then.
@@ -37,38 +46,51 @@ const (
 // LimitBodies sets how many bytes items may hold on their way in and out; items
 // on their way keep what they have.
 func (s *Server) LimitBodies(n int64) {
-	if old := s.bodies.Load(); old == nil || old.limit != n {
-		s.bodies.Store(&bodies{Weighted: semaphore.NewWeighted(n), limit: n})
+	if old := s.bodies.Load(); old != nil && old.limit == n {
+		return
 	}
+	next := &bodies{limit: n}
+	next.small.size, next.large.size, next.large.large = n/4, n-n/4, true
+	next.small.Weighted, next.large.Weighted = semaphore.NewWeighted(next.small.size), semaphore.NewWeighted(next.large.size)
+	s.bodies.Store(next)
 }
 
-// Hold has the item of the request under way hold this many bytes in all. Where there are none left it waits for them, at most
-// until by or ctx's end; with total = 0 it waits while others do. While anybody waits, connections whose clients
-// neither send nor take their items are closed.
-func (c *Conn) Hold(ctx context.Context, by time.Time, total int64) error {
-	n := total - c.hold.bytes.Load()
-	if n <= 0 && (total > 0 || n < 0 || c.srv.starved.Load() == 0) {
-		return nil
-	}
-	of := c.hold.of
-	if of == nil {
-		if of = c.srv.bodies.Load(); of == nil {
+// Hold has an item of this size, or the first total bytes of it, hold memory. Where there is none left it waits for some, at
+// most until by or ctx's end; with total = 0 it waits while others do. While anybody waits, connections whose
+// clients neither send nor take their items are closed. One request at a time holds memory for one item.
+func (c *Conn) Hold(ctx context.Context, by time.Time, total, size int64) error {
+	of, held := c.hold.of, c.hold.bytes.Load()
+	if of == nil || !of.large && size > smallItem {
+		all := c.srv.bodies.Load()
+		if all == nil {
 			return nil
 		}
+		of, held = &all.small, 0
+		if size > smallItem {
+			of = &all.large
+		}
 	}
-	n = min(n, of.limit-c.hold.bytes.Load()) // of an item from before the limit was lowered
+	n := min(total, of.size) - held // an item may be larger than all there is
+	if n < 0 || n == 0 && (held > 0 || of.starved.Load() == 0) {
+		return nil
+	}
 	if !of.TryAcquire(n) {
 		ctx, cancel := context.WithDeadline(ctx, by)
 		defer cancel()
-		c.srv.starve(c, 1, cancel)
+		c.srv.starve(c, of, 1, cancel)
 		err := of.Acquire(ctx, n)
-		c.srv.starve(c, -1, nil)
+		c.srv.starve(c, of, -1, nil)
 		if err != nil {
 			return err
 		}
 	}
-	c.hold.of = of
-	c.hold.bytes.Add(n)
+	if held == 0 {
+		c.Free() // what it held as a small one
+	}
+	if n > 0 {
+		c.hold.of = of
+		c.hold.bytes.Add(n)
+	}
 	return nil
 }
 
@@ -80,7 +102,6 @@ func (c *Conn) Free() {
 	if c.hold.bytes.Load() == 0 {
 		return
 	}
-	c.hold.moving.Store(false)
 	c.hold.of.Release(c.hold.bytes.Swap(0))
 	c.hold.of = nil
 }
@@ -96,11 +117,13 @@ func (s *Server) Held() (bytes int64) {
 }
 
 // starve notes that c begins (1) or ends (-1) to wait for memory, and what ends the wait.
-func (s *Server) starve(c *Conn, n int64, cancel context.CancelFunc) {
+func (s *Server) starve(c *Conn, of *part, n int64, cancel context.CancelFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.hold.waiting = cancel
-	if s.starved.Add(n) > 0 && !s.lookingOut {
+	of.starved.Add(n)
+	s.starved += n
+	if s.starved > 0 && !s.lookingOut {
 		s.lookingOut = true
 		go s.lookOut()
 	}
@@ -120,12 +143,12 @@ func (s *Server) lookOut() {
 func (s *Server) cutOffStalled(first bool) (goOn bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.starved.Load() == 0 {
+	if s.starved == 0 {
 		s.lookingOut = false
 		return false
 	}
 	var most *Conn
-	stuck := true // nobody but those who wait holds any
+	stuck := true // nobody but those who wait holds much
 	for c := range s.conns {
 		moved, held := c.hold.moved.Load(), c.hold.bytes.Load()
 		still := moved-c.hold.seen < leastMove
@@ -137,10 +160,11 @@ func (s *Server) cutOffStalled(first bool) (goOn bool) {
 				most = c
 			}
 		default:
-			stuck = false
 			if !first && still && c.hold.moving.Load() { // else the store has it
 				s.cutOffConn(c)
+				stuck = false
 			}
+			stuck = stuck && held <= smallItem
 		}
 	}
 	if !first && stuck && most != nil {

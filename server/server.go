@@ -33,7 +33,6 @@ type Server struct {
 	closed  atomic.Bool  // those that wait for a request have ended, too
 	traffic Traffic
 	bodies  atomic.Pointer[bodies]
-	starved atomic.Int64 // requests that wait for memory; written under mu
 	proxies prefixes
 
 	mu         sync.Mutex
@@ -47,7 +46,8 @@ type Server struct {
 	stalled    seldom        // connections that kept memory from others
 	insecure   seldom        // connections whose TLS handshake failed
 
-	lookingOut bool // for those
+	starved    int64 // requests that wait for memory
+	lookingOut bool  // for those that keep it from them
 }
 
 // Conn is an accepted connection. At every moment it is either idle (waiting for

@@ -66,7 +66,8 @@ func (s *Sessions) holdFor(ctx context.Context, req Request, key backends.Key) e
 	if req.Conn == nil {
 		return nil
 	}
-	if err := req.Conn.Hold(ctx, req.Arrived.Add(s.Budget()), s.sizes.of(key)); err != nil {
+	size := s.sizes.of(key)
+	if err := req.Conn.Hold(ctx, req.Arrived.Add(s.Budget()), size, size); err != nil {
 		return fmt.Errorf("%w: %w: %w", errNoMemory, err, backends.ErrNotApplied)
 	}
 	return nil

@@ -145,7 +145,7 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 	defer c.Moving(false)
 	for int64(len(body)) < n {
 		step := min(n-int64(len(body)), int64(max(bodyStep, len(body))))
-		if err := c.Hold(ctx, by, int64(len(body))+step); err != nil {
+		if err := c.Hold(ctx, by, int64(len(body))+step, n); err != nil {
 			return nil, err
 		}
 		have := len(body)
@@ -196,10 +196,11 @@ func (c *conn) send(ctx context.Context, now time.Time, resp *response) error {
 	}
 	defer c.Free()
 	if len(resp.data) > readBuffer {
-		if err := c.Hold(ctx, c.writeBy, int64(len(resp.data))); err != nil {
+		if err := c.Hold(ctx, c.writeBy, int64(len(resp.data)), int64(len(resp.data))); err != nil {
 			return err
 		}
 		c.Moving(true)
+		defer c.Moving(false)
 	}
 	c.out = resp.appendTo(c.out[:0], &c.srv.heads)
 	defer c.Answer()()

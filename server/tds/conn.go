@@ -164,7 +164,7 @@ func (c *conn) readMessage(ctx context.Context, most int64) (m message, err erro
 		}
 		if have+n > cap(m.body) {
 			grown := max(2*cap(m.body), have+n)
-			if err := c.Hold(ctx, by, int64(grown)); err != nil {
+			if err := c.Hold(ctx, by, int64(grown), int64(grown)); err != nil {
 				return m, errGone
 			}
 			m.body = append(make([]byte, 0, grown), m.body...)
@@ -277,10 +277,12 @@ func (c *conn) write(ctx context.Context) bool {
 func (c *conn) send(ctx context.Context, by time.Time) error {
 	if len(c.t.b) > readBuffer {
 		defer c.Free()
-		if err := c.Hold(ctx, by, 2*int64(len(c.t.b))); err != nil { // it is copied into packets
+		size := 2 * int64(len(c.t.b)) // it is copied into packets
+		if err := c.Hold(ctx, by, size, size); err != nil {
 			return err
 		}
 		c.Moving(true)
+		defer c.Moving(false)
 	}
 	c.SetWriteDeadline(by)
 	c.out = appendMessage(c.out[:0], packetReply, c.packetSize, c.t.b)

@@ -317,7 +317,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 // The bytes of requests that are still arriving are bounded over all connections. Who sends nothing gives way to who does.
 func TestRequestsInFlightAreBounded(t *testing.T) {
 	f := startMemory(t)
-	f.accepting.LimitBodies(60_000)
+	f.accepting.LimitBodies(240_000) // a quarter of it for small ones
 	holder, other := f.login(t), f.login(t)
 	holder.packet(packetRPC, 0, make([]byte, 30_000))
 	holder.packet(packetRPC, 0, make([]byte, 10_000)) // 60,000 are held for it
