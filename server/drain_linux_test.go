@@ -87,7 +87,7 @@ func TestIdleConnectionsEnd(t *testing.T) {
 func TestAlive(t *testing.T) {
 	e := startEcho(t, 1)
 	e.Alive()
-	if got := e.Traffic().Accepted.Load(); got != 0 {
+	if got := e.Traffic().Accepted[StateServer].Load(); got != 0 {
 		t.Errorf("%d connections counted", got)
 	}
 	hang := make(chan struct{})

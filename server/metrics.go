@@ -8,6 +8,19 @@ import (
 	"aspstate/backends"
 )
 
+// Protocol is what a web server speaks.
+type Protocol uint8
+
+const (
+	StateServer Protocol = iota // MS-ASP, of mode="StateServer"
+	TDS                         // of mode="SQLServer"
+	Protocols   int      = iota
+)
+
+var protocolNames = [Protocols]string{"stateserver", "tds"}
+
+func (p Protocol) String() string { return protocolNames[p] }
+
 // Operation is what a request asks for.
 type Operation uint8
 
@@ -87,10 +100,10 @@ func (w LockWait) String() string { return lockWaitNames[w] }
 // Metrics count what a server has done since its start. To count is one or two atomic additions
 // and allocates nothing. Durations are in nanoseconds.
 type Metrics struct {
-	Requests [Operations][Answers]atomic.Uint64
-	Latency  [Operations]Histogram // from a request's first byte until its answer was ready
-	Received Histogram             // sizes of items that came, in bytes
-	Sent     Histogram             // and of those that left
+	Requests [Protocols][Operations][Answers]atomic.Uint64
+	Latency  [Protocols][Operations]Histogram // from a request's first byte until its answer was ready
+	Received Histogram                        // sizes of items that came, in bytes
+	Sent     Histogram                        // and of those that left
 
 	LockWait    [LockWaits]Histogram
 	LockRefused atomic.Uint64 // requests that found the queue of waiters full
@@ -103,12 +116,14 @@ type Metrics struct {
 	Created   atomic.Uint64 // sessions, as far as a write says that it is a session's first
 	Abandoned atomic.Uint64 // sessions that were removed
 
+	LoginsRefused atomic.Uint64 // over TDS
+
 	Unreadable [Unreadables]atomic.Uint64 // items that were not given out
 }
 
 func newMetrics() *Metrics {
 	m := new(Metrics)
-	for _, hs := range [][]Histogram{m.Latency[:], m.LockWait[:], m.Statements[:]} {
+	for _, hs := range [][]Histogram{m.Latency[StateServer][:], m.Latency[TDS][:], m.LockWait[:], m.Statements[:]} {
 		for i := range hs {
 			hs[i].bounds = durationBounds
 		}
@@ -127,9 +142,9 @@ func (m *Metrics) ItemsUnreadable() (n uint64) {
 }
 
 // Request counts a request whose answer is ready.
-func (m *Metrics) Request(op Operation, answer Answer, took time.Duration) {
-	m.Requests[op][answer].Add(1)
-	m.Latency[op].Observe(int64(took))
+func (m *Metrics) Request(p Protocol, op Operation, answer Answer, took time.Duration) {
+	m.Requests[p][op][answer].Add(1)
+	m.Latency[p][op].Observe(int64(took))
 }
 
 // statement counts a try of a statement.

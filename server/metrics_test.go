@@ -44,7 +44,7 @@ func TestHistogram(t *testing.T) {
 func TestCountingAllocatesNothing(t *testing.T) {
 	m := newMetrics()
 	if n := testing.AllocsPerRun(100, func() {
-		m.Request(OpSet, AnswerOK, time.Millisecond)
+		m.Request(TDS, OpSet, AnswerOK, time.Millisecond)
 		m.statement(stmtSet, time.Millisecond, nil)
 		m.Received.Observe(4000)
 		m.Created.Add(1)
@@ -58,7 +58,7 @@ func BenchmarkCounting(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			m.Request(OpSet, AnswerOK, 300*time.Microsecond)
+			m.Request(TDS, OpSet, AnswerOK, 300*time.Microsecond)
 			m.statement(stmtSet, 200*time.Microsecond, nil)
 			m.Received.Observe(4000)
 		}

@@ -56,6 +56,7 @@ type Server struct {
 type Conn struct {
 	net.Conn
 	srv    *Server
+	speaks Protocol
 	since  atomic.Int64 // connBusy, connClosing, or idle since then (Unix nanoseconds)
 	last   bool         // its last answer has gone
 	hold   hold
@@ -74,13 +75,13 @@ func (c *Conn) RemoteAddr() net.Addr {
 
 // Traffic counts connections and bytes since the start.
 type Traffic struct {
-	Accepted   atomic.Uint64 // connections
-	Refused    atomic.Uint64 // for want of room
-	ClosedIdle atomic.Uint64 // to make room
-	CutOff     atomic.Uint64 // for keeping memory from others
-	Insecure   atomic.Uint64 // whose TLS handshake failed
-	BadHeaders atomic.Uint64 // connections of proxies that did not begin with a header
-	Received   atomic.Uint64 // bytes
+	Accepted   [Protocols]atomic.Uint64 // connections
+	Refused    atomic.Uint64            // for want of room
+	ClosedIdle atomic.Uint64            // to make room
+	CutOff     atomic.Uint64            // for keeping memory from others
+	Insecure   atomic.Uint64            // whose TLS handshake failed
+	BadHeaders atomic.Uint64            // connections of proxies that did not begin with a header
+	Received   atomic.Uint64            // bytes
 	Sent       atomic.Uint64
 }
 
@@ -216,11 +217,11 @@ func (c *Conn) closeIdle() bool {
 
 // Serve accepts connections from ln until Shutdown, and returns
 // ErrServerClosed then. It may be called for several listeners.
-func (s *Server) Serve(ln net.Listener) error { return s.ServeWith(ln, s.Handle) }
+func (s *Server) Serve(ln net.Listener) error { return s.ServeWith(ln, StateServer, s.Handle) }
 
 // ServeTLS is Serve for clients that begin with a TLS handshake.
 func (s *Server) ServeTLS(ln net.Listener, config *tls.Config) error {
-	return s.ServeWith(ln, func(ctx context.Context, c *Conn) {
+	return s.ServeWith(ln, StateServer, func(ctx context.Context, c *Conn) {
 		if s.secure(ctx, c, config) {
 			s.Handle(ctx, c)
 		}
@@ -229,7 +230,7 @@ func (s *Server) ServeTLS(ln net.Listener, config *tls.Config) error {
 
 // ServeWith is Serve for another protocol, whose connections handle serves in place of Handle. Limit, access list
 // and shutdown are those of all connections.
-func (s *Server) ServeWith(ln net.Listener, handle func(ctx context.Context, c *Conn)) error {
+func (s *Server) ServeWith(ln net.Listener, speaks Protocol, handle func(ctx context.Context, c *Conn)) error {
 	defer ln.Close()
 	if !s.track(ln) {
 		return ErrServerClosed
@@ -259,7 +260,7 @@ func (s *Server) ServeWith(ln net.Listener, handle func(ctx context.Context, c *
 			nc.Close()
 			continue
 		}
-		if c := s.admit(nc); c != nil {
+		if c := s.admit(nc, speaks); c != nil {
 			go s.run(c, proxied, handle)
 		}
 	}
@@ -289,7 +290,7 @@ func (s *Server) untrack(ln net.Listener) {
 }
 
 // admit registers a connection, or closes it and returns nil where there is no room.
-func (s *Server) admit(nc net.Conn) *Conn {
+func (s *Server) admit(nc net.Conn, speaks Protocol) *Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if limit := s.Limit(); limit > 0 && len(s.conns) >= limit && !s.closeLongestIdle() {
@@ -301,8 +302,8 @@ func (s *Server) admit(nc net.Conn) *Conn {
 		nc.Close()
 		return nil
 	}
-	s.traffic.Accepted.Add(1) // in a shutdown, too: it was accepted before, and has its first request answered
-	c := &Conn{Conn: nc, srv: s}
+	s.traffic.Accepted[speaks].Add(1) // in a shutdown, too: it was accepted before, and has its first request answered
+	c := &Conn{Conn: nc, srv: s, speaks: speaks}
 	s.conns[c] = struct{}{}
 	return c
 }
@@ -368,6 +369,18 @@ func (s *Server) Connections() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.conns)
+}
+
+// Speaking returns how many connections are open that speak this protocol.
+func (s *Server) Speaking(p Protocol) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.speaks == p {
+			n++
+		}
+	}
+	return n
 }
 
 // Shutdown stops accepting, has the requests under way answered, closes connections with their answer or when they have

@@ -202,7 +202,7 @@ func (p *process) run(ctx context.Context, reload <-chan struct{}, stdout io.Wri
 		p.log.Info("serving", "address", ln.Addr().String(), "mode", string(p.config.Mode), "version", programVersion())
 	}
 	for _, ln := range tdsListeners {
-		go func() { failed <- p.server.ServeWith(ln, p.tds.Handle) }()
+		go func() { failed <- p.server.ServeWith(ln, server.TDS, p.tds.Handle) }()
 		p.log.Info("serving mode=\"SQLServer\"", "address", ln.Addr().String(), "databases", p.config.TDS.Databases, "users", p.config.TDS.Users.String())
 		p.sayReadyTDS(stdout, ln)
 	}

@@ -412,7 +412,7 @@ func TestStatusAndApplications(t *testing.T) {
 	r.set(shop, "b", "12345")
 	r.lock(shop, "a")
 	r.sample()
-	r.admin.sessions.Metrics.Request(server.OpGet, server.AnswerOK, time.Millisecond)
+	r.admin.sessions.Metrics.Request(server.TDS, server.OpGet, server.AnswerOK, time.Millisecond)
 	st := ask[Status](r, "/api/status")
 	if !st.Ready || st.Version != "v1" || *st.Sessions != 2 || *st.Locked != 1 || *st.Bytes != 10 || st.Pool == nil || *st.Pool != (Pool{4, 2}) ||
 		st.Totals.Created != 2 || st.Totals.Requests != 1 || st.ConnectionsLimit != 100 || st.Sweeper.Interval != 60 || st.Switch != nil {

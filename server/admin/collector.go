@@ -35,8 +35,8 @@ var (
 	timedOutSessions  = desc("state_server_sessions_timed_out_total", "Expired sessions that this server has deleted.")
 	abandonedSessions = desc("state_server_sessions_abandoned_total", "Sessions that were removed through this server.")
 
-	requests       = desc("requests_total", "Requests of web servers.", "operation", "answer")
-	requestSeconds = desc("request_seconds", "Time from a request's first byte until its answer was ready, lock waits included.", "operation")
+	requests       = desc("requests_total", "Requests of web servers.", "protocol", "operation", "answer")
+	requestSeconds = desc("request_seconds", "Time from a request's first byte until its answer was ready, lock waits included.", "protocol", "operation")
 	itemBytes      = desc("item_bytes", "Sizes of the items that came with requests (received) and left with answers (sent).", "direction")
 
 	lockWaitSeconds = desc("lock_wait_seconds", "Time that requests waited for a lock, by how the wait ended.", "outcome")
@@ -55,13 +55,14 @@ var (
 	itemsUnreadable = desc("items_unreadable_total", "Requests whose connection was closed because the item in the store was not to be given out.", "reason")
 
 	quotaRefusals = desc("quota_refusals_total", "Writes that were refused because their application has reached its quota: the item was too large, or there would have been a session too many.", "application", "quota")
+	loginsRefused = desc("logins_refused_total", "Logins over TDS that were refused.")
 
 	sweepFailures = desc("sweep_failures_total", "Sweeps for expired sessions that failed.")
 	sweepLast     = desc("sweep_last_success_timestamp_seconds", "When the last sweep that succeeded ended, as Unix time; 0 before the first.")
 
-	connections         = desc("connections", "Open connections of web servers.")
+	connections         = desc("connections", "Open connections of web servers.", "protocol")
 	connectionsLimit    = desc("connections_limit", "How many connections may be open, 0 for any number.")
-	connectionsTotal    = desc("connections_accepted_total", "Connections that were accepted.")
+	connectionsTotal    = desc("connections_accepted_total", "Connections that were accepted.", "protocol")
 	connectionsRefused  = desc("connections_refused_total", "Connections that were refused: by the allow list, because all of the allowed number were busy (limit), or because a proxy did not say whose they are (proxy).", "reason")
 	connectionsInsecure = desc("connections_tls_failed_total", "Connections to tls.listen that were closed because their TLS handshake failed.")
 	connectionsCutOff   = desc("connections_cut_off_total", "Connections that were closed because memory for items was used up and their clients neither sent nor took theirs.")
@@ -97,13 +98,17 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(timedOutSessions, uint64(c.sweeper.Swept()))
 	counter(abandonedSessions, m.Abandoned.Load())
 
-	for op := range m.Requests {
-		name := server.Operation(op).String()
-		for a := range m.Requests[op] {
-			counter(requests, m.Requests[op][a].Load(), name, server.Answer(a).String())
+	for p := range m.Requests {
+		protocol := server.Protocol(p).String()
+		for op := range m.Requests[p] {
+			name := server.Operation(op).String()
+			for a := range m.Requests[p][op] {
+				counter(requests, m.Requests[p][op][a].Load(), protocol, name, server.Answer(a).String())
+			}
+			ch <- histogram(requestSeconds, &m.Latency[p][op], time.Second, protocol, name)
 		}
-		ch <- histogram(requestSeconds, &m.Latency[op], time.Second, name)
 	}
+	counter(loginsRefused, m.LoginsRefused.Load())
 	ch <- histogram(itemBytes, &m.Received, 1, "received")
 	ch <- histogram(itemBytes, &m.Sent, 1, "sent")
 
@@ -140,9 +145,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(sweepLast, unix(last))
 
 	t := c.front.Traffic()
-	gauge(connections, float64(c.front.Connections()))
+	for p := range t.Accepted {
+		protocol := server.Protocol(p)
+		gauge(connections, float64(c.front.Speaking(protocol)), protocol.String())
+		counter(connectionsTotal, t.Accepted[p].Load(), protocol.String())
+	}
 	gauge(connectionsLimit, float64(c.front.Limit()))
-	counter(connectionsTotal, t.Accepted.Load())
 	counter(connectionsRefused, c.front.Access.Refusals(), "allow")
 	counter(connectionsRefused, t.BadHeaders.Load(), "proxy")
 	counter(connectionsRefused, t.Refused.Load(), "limit")

@@ -69,8 +69,10 @@ func TestScrape(t *testing.T) {
 	r.lock(shop, "a")
 	r.sample()
 	m := r.admin.sessions.Metrics
-	m.Request(server.OpGetExclusive, server.AnswerLocked, 3*time.Millisecond)
-	m.Request(server.OpGetExclusive, server.AnswerOK, 7*time.Second)
+	m.Request(server.StateServer, server.OpGetExclusive, server.AnswerLocked, 3*time.Millisecond)
+	m.Request(server.StateServer, server.OpGetExclusive, server.AnswerOK, 7*time.Second)
+	m.Request(server.TDS, server.OpGet, server.AnswerNotFound, time.Millisecond)
+	m.LoginsRefused.Add(3)
 	m.Received.Observe(300)
 	f := scrape(r)
 	for _, test := range []struct {
@@ -82,9 +84,12 @@ func TestScrape(t *testing.T) {
 		{"aspstate_state_server_sessions_total", nil, 1},
 		{"aspstate_state_server_sessions_active", nil, 1},
 		{"aspstate_state_server_sessions_timed_out_total", nil, 0},
-		{"aspstate_requests_total", []string{"answer=locked", "operation=get_exclusive"}, 1},
-		{"aspstate_requests_total", []string{"answer=ok", "operation=get"}, 0},
-		{"aspstate_request_seconds", []string{"operation=get_exclusive"}, 2},
+		{"aspstate_requests_total", []string{"answer=locked", "operation=get_exclusive", "protocol=stateserver"}, 1},
+		{"aspstate_requests_total", []string{"answer=ok", "operation=get", "protocol=stateserver"}, 0},
+		{"aspstate_requests_total", []string{"answer=not_found", "operation=get", "protocol=tds"}, 1},
+		{"aspstate_request_seconds", []string{"operation=get", "protocol=tds"}, 1},
+		{"aspstate_logins_refused_total", nil, 3},
+		{"aspstate_request_seconds", []string{"operation=get_exclusive", "protocol=stateserver"}, 2},
 		{"aspstate_item_bytes", []string{"direction=received"}, 1},
 		{"aspstate_store_statement_seconds", []string{"statement=set"}, 1},
 		{"aspstate_store_statement_seconds", []string{"statement=get exclusive"}, 1},

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -132,12 +133,14 @@ type counts struct {
 func (p *parts) count() (c counts) {
 	m := p.sessions.Metrics
 	c.at = time.Now()
-	for op := range m.Requests {
-		for a := range m.Requests[op] {
-			c.requests[op][a] = m.Requests[op][a].Load()
+	for p := range m.Requests {
+		for op := range m.Requests[p] {
+			for a := range m.Requests[p][op] {
+				c.requests[op][a] += m.Requests[p][op][a].Load()
+			}
 		}
 	}
-	c.latency, c.waits, c.statements = sum(m.Latency[:]), sum(m.LockWait[:]), sum(m.Statements[:server.RequestStatements])
+	c.latency, c.waits, c.statements = sum(slices.Concat(m.Latency[server.StateServer][:], m.Latency[server.TDS][:])), sum(m.LockWait[:]), sum(m.Statements[:server.RequestStatements])
 	for _, n := range m.LockWait[server.WaitHandedOver].Counts() {
 		c.handovers += n
 	}

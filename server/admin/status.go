@@ -143,9 +143,11 @@ func (s *Server) status() Status {
 	}
 	st.Host, _ = os.Hostname()
 	st.Ready = st.NotReady == ""
-	for op := range m.Requests {
-		for a := range m.Requests[op] {
-			st.Totals.Requests += m.Requests[op][a].Load()
+	for p := range m.Requests {
+		for op := range m.Requests[p] {
+			for a := range m.Requests[p][op] {
+				st.Totals.Requests += m.Requests[p][op][a].Load()
+			}
 		}
 	}
 	if sample := s.sampler.Latest(); !sample.At.IsZero() {

@@ -52,7 +52,7 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 		now := time.Now()
-		c.srv.sessions.Metrics.Request(req.operation(), resp.counted(), now.Sub(arrived))
+		c.srv.sessions.Metrics.Request(server.StateServer, req.operation(), resp.counted(), now.Sub(arrived))
 		if resp.noAnswer || !c.write(ctx, now, &resp, session) || resp.closeAfter {
 			if resp.closeAfter {
 				c.linger()

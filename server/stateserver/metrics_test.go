@@ -43,20 +43,20 @@ func TestRequestsAreCounted(t *testing.T) {
 		var all uint64
 		for a := range server.Answers {
 			name := server.Operation(op).String() + " " + server.Answer(a).String()
-			if got := m.Requests[op][a].Load(); got != want[name] {
+			if got := m.Requests[server.StateServer][op][a].Load(); got != want[name] {
 				t.Errorf("%s: %d, want %d", name, got, want[name])
 			}
 			all += want[name]
 		}
 		var timed uint64
-		for _, n := range m.Latency[op].Counts() {
+		for _, n := range m.Latency[server.StateServer][op].Counts() {
 			timed += n
 		}
 		if timed != all {
 			t.Errorf("%v: the time of %d requests, want %d", server.Operation(op), timed, all)
 		}
 	}
-	if took := time.Duration(m.Latency[server.OpGet].Sum()); took < 50*time.Millisecond || took > 10*time.Second {
+	if took := time.Duration(m.Latency[server.StateServer][server.OpGet].Sum()); took < 50*time.Millisecond || took > 10*time.Second {
 		t.Errorf("the gets, of which one was retried for the budget of 300 ms, took %v together", took)
 	}
 	// Bodies of 9 bytes came twice, besides an empty one, and left twice.
@@ -91,7 +91,7 @@ func TestTrafficIsCounted(t *testing.T) {
 			return got > uint64(size+100) && got < uint64(size+1000)
 		})
 	}
-	if n := r.tcp.Traffic().Accepted.Load(); n != 1 {
+	if n := r.tcp.Traffic().Accepted[server.StateServer].Load(); n != 1 {
 		t.Errorf("%d connections accepted", n)
 	}
 }

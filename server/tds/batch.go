@@ -14,6 +14,7 @@ func (r *run) batch(body []byte) error {
 	in := &reader{b: body}
 	in.skipHeaders()
 	if in.err != nil {
+		r.unreadable()
 		r.refuse(errorf(8009, 16, "The batch cannot be read: %v.", in.err))
 		return nil
 	}
@@ -25,6 +26,7 @@ func (r *run) batch(body []byte) error {
 func (r *run) executeSQL(call rpc) error {
 	statement, s, fault := r.withParameters(call.parameters)
 	if fault != nil {
+		r.unreadable()
 		r.t.fail(fault, executeSQL)
 		r.t.done(tokenDoneProc, doneError, didNothing, 0)
 		return nil
@@ -140,6 +142,7 @@ func (s *script) execute(text string) error {
 	}
 	statements, err := parse(s, text)
 	if err != nil {
+		s.run.unreadable()
 		t.fail(errorf(208, 16, "%s", onlyProcedures("The statement is not served: "+err.Error()+".")), "")
 		t.done(s.done, doneError, didNothing, 0)
 		return nil

@@ -127,6 +127,7 @@ func (c *conn) login(ctx context.Context, l login) error {
 
 // refuseLogin answers a login with errors, late, so that passwords cannot be guessed quickly.
 func (c *conn) refuseLogin(ctx context.Context, l login, why string, answers ...*sqlError) error {
+	c.srv.sessions.Metrics.LoginsRefused.Add(1)
 	c.srv.logRefusal(c, l, why)
 	select {
 	case <-time.After(loginFails):

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"aspstate/server"
 )
 
 // What a web application does from its first request on ([MS-ASPSS]), over each kind of encryption.
@@ -203,7 +205,7 @@ func TestWhatIsNotServed(t *testing.T) {
 	}
 	c := newCaller(t, db)
 	c.wants("the connection goes on", c.get(), state{})
-	if n := f.accepting.Traffic().Accepted.Load(); n > 2 { // go-mssqldb gives a connection up whose transaction did not begin
+	if n := f.accepting.Traffic().Accepted[server.TDS].Load(); n > 2 { // go-mssqldb gives a connection up whose transaction did not begin
 		t.Errorf("%d connections were made", n)
 	}
 }
@@ -397,7 +399,7 @@ func TestResetConnection(t *testing.T) {
 		}
 		conn.Close()
 	}
-	if n := f.accepting.Traffic().Accepted.Load(); n != 1 {
+	if n := f.accepting.Traffic().Accepted[server.TDS].Load(); n != 1 {
 		t.Errorf("%d connections were made", n)
 	}
 }

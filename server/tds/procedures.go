@@ -239,7 +239,7 @@ func (r *run) count(op server.Operation, err error) {
 	_, locked := errors.AsType[*backends.LockedError](err)
 	_, bad := errors.AsType[*sqlError](err)
 	switch {
-	case locked:
+	case locked || errors.Is(err, backends.ErrConflict):
 		answer = server.AnswerLocked
 	case errors.Is(err, backends.ErrNotFound):
 		answer = server.AnswerNotFound
@@ -248,7 +248,7 @@ func (r *run) count(op server.Operation, err error) {
 	case !backends.IsAnswer(err):
 		answer = server.AnswerNone
 	}
-	r.srv.sessions.Metrics.Request(op, answer, time.Since(r.ask.Arrived))
+	r.srv.sessions.Metrics.Request(server.TDS, op, answer, time.Since(r.ask.Arrived))
 }
 
 // silently answers a change: a session that is missing, or has another cookie, is no error and no row.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"strings"
+	"time"
 
 	"aspstate/server"
 )
@@ -23,10 +24,16 @@ func onlyProcedures(what string) string {
 		"TempGetStateItemExclusive3, TempUpdateStateItemLong and the others of ASPState, called by name or with EXEC."
 }
 
+// unreadable counts a request that is none of what is served.
+func (r *run) unreadable() {
+	r.srv.sessions.Metrics.Request(server.TDS, server.OpUnreadable, server.AnswerBad, time.Since(r.ask.Arrived))
+}
+
 // rpc answers a remote procedure call.
 func (r *run) rpc(body []byte) error {
 	call, err := parseRPC(body)
 	if err != nil {
+		r.unreadable()
 		if _, unknown := errors.AsType[errorUnknownID](err); unknown {
 			r.refuse(errorf(2812, 16, "%s", onlyProcedures("Could not find "+err.Error()+".")))
 		} else {
@@ -45,12 +52,14 @@ func (r *run) rpc(body []byte) error {
 // tell is set. done is the token that ends the procedure: DONEPROC, or DONEINPROC inside sp_executesql.
 func (r *run) call(p *procedure, call rpc, done byte, tell bool) error {
 	if p == nil {
+		r.unreadable()
 		r.t.fail(errorf(2812, 16, "%s", onlyProcedures("Could not find stored procedure '"+cut(call.name, 128)+"'.")), "")
 		r.t.done(done, doneError, didNothing, 0)
 		return nil
 	}
 	args, given, fault := p.bind(call.parameters)
 	if fault != nil {
+		r.unreadable()
 		r.t.fail(fault, p.name)
 		r.t.done(done, doneError, didNothing, 0)
 		return nil

@@ -86,7 +86,7 @@ func start(t testing.TB, store backends.Store) *front {
 	f.Configure(testSettings(t))
 	access := server.NewAccessList(log)
 	access.Allow([]netip.Prefix{})
-	f.accepting = &server.Server{Handle: f.Handle, Access: access, Log: log}
+	f.accepting = &server.Server{Access: access, Log: log}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func start(t testing.TB, store backends.Store) *front {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { f.sessions.Run(ctx) })
-	running.Go(func() { f.accepting.Serve(ln) })
+	running.Go(func() { f.accepting.ServeWith(ln, server.TDS, f.Handle) })
 	t.Cleanup(func() {
 		stop, cancelStop := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancelStop()
