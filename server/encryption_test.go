@@ -383,3 +383,24 @@ func TestSealedItemsMove(t *testing.T) {
 		t.Errorf("after the switch it is %q, %v", item.Data, err)
 	}
 }
+
+// The threat model says so: what is found in a session is something that was written to it, though perhaps not the last.
+func TestRollbackIsNotNoticed(t *testing.T) {
+	v := newVault(t)
+	v.write("shop", "1", "old")
+	old := bytes.Clone(v.kept("shop", "1").Data)
+	v.write("shop", "1", "new")
+	v.plant("shop", "1", old)
+	v.reads("shop", "1", "old")
+}
+
+// So it is without encryption, and while it is being turned on: who can write to the database chooses what web applications read.
+func TestPlantedItemsInTheClear(t *testing.T) {
+	for _, e := range []Encryption{{}, {Keys: []*seal.Key{newSealKey(t)}, Seal: true, AcceptUnencrypted: true}} {
+		v := newVault(t)
+		v.SetEncryption(e)
+		v.write("shop", "1", "mine")
+		v.plant("shop", "1", []byte("planted"))
+		v.reads("shop", "1", "planted")
+	}
+}
