@@ -15,7 +15,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 PLATFORMS = linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build release run test test-all mutants soak fuzz bench bench-all bench-go lint go gcc postgresql redis chromium clients gofmt vet cross staticcheck govulncheck
+.PHONY: help build release run test test-all mutants soak fuzz bench bench-all bench-go lint go gcc postgresql redis chromium clients tools gofmt vet cross staticcheck govulncheck
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -49,7 +49,7 @@ test: go gcc postgresql chromium gofmt vet cross ## what every change must pass:
 	cd bench && $(GO) test ./...
 	@[ -n "$$ASPSTATE_TEST_SQLSERVER" ] || echo "NOT RUN: the suite of the SQL Server store, for want of a server: set ASPSTATE_TEST_SQLSERVER to a DSN (sqlserver://USER:PASSWORD@HOST)"
 
-test-all: test lint clients ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
+test-all: test lint clients tools ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
 	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres ./server/admin/page ./server/tds ./harness
 	$(MAKE) mutants
 	$(MAKE) fuzz FUZZTIME=10s
@@ -115,6 +115,10 @@ clients:
 	@command -v tsql >/dev/null && exit 0; $(call install,freetds-bin,a test of the TDS front end needs)
 	@{ command -v mcs && ls /usr/lib/mono/4.5/System.Data.dll /usr/lib/mono/4.5/I18N.West.dll; } >/dev/null 2>&1 && exit 0; \
 	  $(call install,mono-mcs mono-runtime libmono-system-data4.0-cil libmono-i18n-west4.0-cil,a test of the TDS front end needs)
+
+# What the examples in deploy are for; they are tried and checked with it.
+tools:
+	@{ command -v haproxy || ls /usr/sbin/haproxy; } >/dev/null 2>&1 && command -v systemd-analyze >/dev/null && exit 0; $(call install,haproxy systemd,the tests of the examples in deploy need)
 
 gofmt: go
 	@files=$$($$($(GO) env GOROOT)/bin/gofmt -l .); [ -z "$$files" ] || { echo "not formatted, run gofmt -w:" >&2; echo "$$files" >&2; exit 1; }
