@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -69,7 +70,8 @@ func (c *conn) awaitRequest() (arrived time.Time, ok bool) {
 	if !c.Idle(now) {
 		return now, false
 	}
-	if c.r == c.w {
+	pipelined := c.r < c.w
+	if !pipelined {
 		c.r, c.w = 0, 0
 		if len(c.in) > readBuffer {
 			c.in = make([]byte, readBuffer) // an unusually long head is over
@@ -84,6 +86,9 @@ func (c *conn) awaitRequest() (arrived time.Time, ok bool) {
 		}
 		now = time.Now()
 		c.settings = c.srv.settings.Load() // they may have changed meanwhile
+	}
+	if pipelined {
+		runtime.Gosched() // web servers do not: it is the others' turn
 	}
 	return now, c.Busy()
 }
