@@ -56,7 +56,7 @@ type Limits struct {
 	Body           Size          `key:"body" default:"64MiB" live:"true" doc:"largest session"`
 	BodiesInFlight Size          `key:"bodiesInFlight" default:"1GiB" live:"true" doc:"memory that sessions hold on their way in and out, over all connections; when it is used up, clients that neither send nor take theirs are cut off"`
 	Connections    int           `key:"connections" default:"10000" live:"true" doc:"open connections; beyond them the one idle longest is closed"`
-	Idle           time.Duration `key:"idle" default:"5m" live:"true" doc:"a connection that sends nothing for so long is closed"`
+	Idle           time.Duration `key:"idle" default:"5m" live:"true" doc:"a connection that sends nothing for so long is closed, but for those of mode=SQLServer that have logged in"`
 }
 
 // Memory is about the sessions of mode StateServer.

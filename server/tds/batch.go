@@ -147,12 +147,13 @@ func (s *script) execute(text string) error {
 		t.done(s.done, doneError, didNothing, 0)
 		return nil
 	}
+	before := len(t.b)
 	for _, do := range statements {
 		if err := do(); err != nil {
 			return err
 		}
 	}
-	if len(statements) == 0 {
+	if len(t.b) == before { // there is nothing but DECLARE, which says nothing
 		t.done(s.done, 0, didNothing, 0)
 	}
 	return nil

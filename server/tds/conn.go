@@ -83,7 +83,8 @@ func (c *conn) serve(ctx context.Context) {
 }
 
 // awaitRequest waits, idle, until a request has begun. There is no end to that: pools of connections
-// keep them, and a page that gets one which was closed meanwhile fails.
+// keep them, and a page that gets one which was closed meanwhile fails. Who has no login does not come here, and where
+// limits.connections is reached the one idle longest is closed.
 func (c *conn) awaitRequest() (arrived time.Time, ok bool) {
 	if !c.Idle(time.Now()) {
 		return arrived, false

@@ -4,9 +4,14 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
+
+	"aspstate/backends/memory"
+	"aspstate/server"
 )
 
 // A panic in a parser would close the connection of whoever sent the bytes, and fill the log; reading past what was sent could
@@ -59,8 +64,10 @@ func FuzzRPC(f *testing.F) {
 	f.Add(append(headers(), unhex("ffff 0b00 0000")...))
 	f.Add(unhex("00000000"))
 	f.Add(call("x", unhex("ff 0100")))
+	answered := answering(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		original := bytes.Clone(b)
+		answered(t, packetRPC, b)
 		c, err := parseRPC(b)
 		if !bytes.Equal(b, original) {
 			t.Error("the message was changed")
@@ -91,18 +98,44 @@ func FuzzBatch(f *testing.F) {
 	for _, s := range []string{
 		"EXEC dbo.TempResetTimeout N'it''s'", "tempresettimeout [a]", "DECLARE @a int = -1, @b varbinary(max); SELECT @a AS [x y], 0x0102 -- end",
 		"set transaction isolation level read committed set textsize 2147483647", "exec @r = x @a = DEFAULT, @b out", "select 'a' /* b */, NULL", "''", "[", "0x", "select @@version", "EXEC a..b",
+		"DECLARE @a int", "", ";", "EXEC TempInsertStateItemShort 'abcdefgh2014c0f1', 0x01, 20; EXEC TempResetTimeout 'abcdefgh2014c0f1'",
 	} {
 		f.Add(s)
 	}
+	answered := answering(f)
 	f.Fuzz(func(t *testing.T, s string) {
+		answered(t, packetBatch, append(headers(), appendUTF16(nil, s)...))
 		words, err := lex(s)
 		if err == nil && (len(words) == 0 || words[len(words)-1].kind != wordEnd) {
 			t.Error("there is no end")
 		}
-		parse(&script{variables: map[string]*variable{}}, s)
 		probeProcedures.MatchString(s)
 		probeTables.MatchString(s)
 	})
+}
+
+// answering returns a function that has a request answered, which must end with one DONE that is the last.
+func answering(f *testing.F) func(t *testing.T, kind packetType, body []byte) {
+	f.Helper()
+	log := slog.New(slog.DiscardHandler)
+	srv := New(server.NewSessions(memory.New(1<<20), time.Second, log), log)
+	return func(t *testing.T, kind packetType, body []byte) {
+		t.Helper()
+		c := &conn{srv: srv, settings: srv.settings.Load()}
+		c.t.last = 1 << 20 // of an answer before this one
+		r := &run{conn: c, ctx: t.Context(), ask: server.Request{Arrived: time.Now()}}
+		run := r.batch
+		if kind == packetRPC {
+			run = r.rpc
+		}
+		if err := run(body); err != nil {
+			t.Fatal(err)
+		}
+		if len(c.t.b) != c.t.last+12 {
+			t.Fatalf("the answer ends %d bytes behind its last DONE: %x", len(c.t.b)-c.t.last, c.t.b)
+		}
+		c.t.end()
+	}
 }
 
 // What the writer writes, the reader reads: values, and heads of packets.

@@ -314,6 +314,22 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	}
 }
 
+// Connections that have logged in may be idle for any time, until there are too many: then those idle longest make room, and so
+// does one that says nothing at all.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	f := startMemory(t)
+	f.accepting.LimitConnections(3)
+	f.dial(t)
+	for range 5 {
+		r := f.login(t)
+		r.send(packetBatch, append(headers(), appendUTF16(nil, "DECLARE @a int")...))
+		r.reply()
+	}
+	if open, closed := f.accepting.Connections(), f.accepting.Traffic().ClosedIdle.Load(); open > 3 || closed != 3 {
+		t.Errorf("%d connections are open, %d were closed", open, closed)
+	}
+}
+
 // The bytes of requests that are still arriving are bounded over all connections. Who sends nothing gives way to who does.
 func TestRequestsInFlightAreBounded(t *testing.T) {
 	f := startMemory(t)
