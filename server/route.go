@@ -61,8 +61,8 @@ type place struct {
 	sent    bool // a try may have been applied by route.store, as key
 }
 
-func (s *Sessions) place(session Session, cookie backends.Cookie) *place {
-	return &place{s: s, session: session, cookie: cookie}
+func (s *Sessions) place(session Session, cookie backends.Cookie) place {
+	return place{s: s, session: session, cookie: cookie}
 }
 
 // do calls op with the store that serves the session, and its key there. An application that does not exist, and is not to

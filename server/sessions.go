@@ -156,27 +156,12 @@ func (s *Sessions) getExclusive(ctx context.Context, req Request, session Sessio
 		return item, err
 	}
 	tok, at := s.token(), s.place(session, backends.NoCookie)
-	try := func(ctx context.Context, item *backends.Item) error {
-		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
-			if err := s.holdFor(ctx, req, key); err != nil {
-				return err
-			}
-			*item, err = store.GetExclusive(ctx, key, tok)
-			s.held(req, key, *item, err)
-			return err
-		})
-	}
-	unknown, err := s.do(ctx, stmtGetExclusive, req, func(ctx context.Context) error { return try(ctx, &item) })
+	unknown, err := s.do(ctx, stmtGetExclusive, req, func(ctx context.Context) (err error) {
+		item, err = at.getExclusive(ctx, req, tok)
+		return err
+	})
 	if unknown {
-		req.Conn = nil // which may have ended by then
-		s.later.add(task{"release a lock that nobody was told of", func(ctx context.Context) error {
-			var item backends.Item
-			err := try(ctx, &item)
-			if err == nil {
-				s.ReleaseLater(session, item.LockCookie)
-			}
-			return err
-		}})
+		s.settleLater(at, req, tok)
 	}
 	if err == nil {
 		if item.Data, err = s.open(session.App.Name, session.ID, item.Data); err != nil {
@@ -186,20 +171,41 @@ func (s *Sessions) getExclusive(ctx context.Context, req Request, session Sessio
 	return item, err
 }
 
+func (p *place) getExclusive(ctx context.Context, req Request, tok backends.Token) (item backends.Item, err error) {
+	err = p.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
+		if err := p.s.holdFor(ctx, req, key); err != nil {
+			return err
+		}
+		item, err = store.GetExclusive(ctx, key, tok)
+		p.s.held(req, key, item, err)
+		return err
+	})
+	return item, err
+}
+
+// settleLater finds out whether a GetExclusive was applied, and releases the lock that nobody was told of.
+func (s *Sessions) settleLater(at place, req Request, tok backends.Token) {
+	req.Conn = nil // which may have ended by then
+	s.later.add(task{"release a lock that nobody was told of", func(ctx context.Context) error {
+		item, err := at.getExclusive(ctx, req, tok)
+		if err == nil {
+			s.ReleaseLater(at.session, item.LockCookie)
+		}
+		return err
+	}})
+}
+
 // Release unlocks the session under the condition (MS-ASP 3.1.5.4)
 // and reports whether it was uninitialized. The client ignores every
 // failure, so a failing store is no error here: the lock is released later.
 func (s *Sessions) Release(ctx context.Context, req Request, session Session, cookie backends.Cookie, cond backends.Condition) (uninitialized bool, err error) {
 	tok, at := s.token(), s.place(session, cookie)
 	_, err = s.do(ctx, stmtRelease, req, func(ctx context.Context) (err error) {
-		uninitialized, err = s.release(ctx, at, tok, cookie, cond)
+		uninitialized, err = s.release(ctx, &at, tok, cookie, cond)
 		return err
 	})
 	if !backends.IsAnswer(err) {
-		s.later.add(task{"release", func(ctx context.Context) error {
-			_, err := s.release(ctx, at, tok, cookie, cond)
-			return err
-		}})
+		s.releaseLater(at, tok, cookie, cond)
 		return false, nil
 	}
 	return uninitialized, err
@@ -208,9 +214,12 @@ func (s *Sessions) Release(ctx context.Context, req Request, session Session, co
 // ReleaseLater releases a lock that its owner will not release: the answer that
 // grants it could not be written, or the owner's Set was refused.
 func (s *Sessions) ReleaseLater(session Session, cookie backends.Cookie) {
-	tok, at := s.token(), s.place(session, cookie)
+	s.releaseLater(s.place(session, cookie), s.token(), cookie, backends.IfCookie)
+}
+
+func (s *Sessions) releaseLater(at place, tok backends.Token, cookie backends.Cookie, cond backends.Condition) {
 	s.later.add(task{"release", func(ctx context.Context) error {
-		_, err := s.release(ctx, at, tok, cookie, backends.IfCookie)
+		_, err := s.release(ctx, &at, tok, cookie, cond)
 		return err
 	}})
 }
@@ -296,22 +305,25 @@ func (s *Sessions) ResetTimeout(ctx context.Context, req Request, session Sessio
 		return nil
 	}
 	at := s.place(session, backends.NoCookie)
-	try := func(ctx context.Context) error {
-		err := at.do(ctx, false, func(store backends.Store, key backends.Key) error { return store.ResetTimeout(ctx, key) })
-		if _, elsewhere := errors.AsType[*backends.LockedError](err); elsewhere {
-			return nil // by an origin, whose session was renewed by asking for it
-		}
-		return err
-	}
-	err := s.try(ctx, stmtResetTimeout, req, time.Second, try)
+	err := s.try(ctx, stmtResetTimeout, req, time.Second, func(ctx context.Context) error { return at.renew(ctx) })
 	if !backends.IsAnswer(err) {
 		s.outage.failed(stmtResetTimeout.String(), err)
-		s.later.renew(session, try)
+		s.renewLater(at)
 		return nil
 	}
 	s.outage.worked()
 	return err
 }
+
+func (p *place) renew(ctx context.Context) error {
+	err := p.do(ctx, false, func(store backends.Store, key backends.Key) error { return store.ResetTimeout(ctx, key) })
+	if _, elsewhere := errors.AsType[*backends.LockedError](err); elsewhere {
+		return nil // by an origin, whose session was renewed by asking for it
+	}
+	return err
+}
+
+func (s *Sessions) renewLater(at place) { s.later.renew(at.session, at.renew) }
 
 // do calls op until it answers or the budget is spent. One try takes at most a
 // third of the budget, so that a database that hangs leaves time for the next host;
@@ -356,9 +368,9 @@ func (s *Sessions) try(ctx context.Context, stmt Statement, req Request, atMost 
 	if end.After(deadline) {
 		end = deadline
 	}
-	ctx, cancel := context.WithDeadline(ctx, end)
-	err := op(ctx)
-	cancel()
+	limited := limit(ctx, end)
+	err := op(limited)
+	limited.over()
 	took := time.Since(begun)
 	s.Metrics.statement(stmt, took, err)
 	if slow := s.slow.Load(); slow > 0 && int64(took) >= slow {

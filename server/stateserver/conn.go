@@ -6,8 +6,10 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"aspstate/server"
 )
@@ -24,6 +26,26 @@ const (
 	smallAnswer = 32 << 10
 )
 
+// buffers are for answers and for items that do not fit in a connection's own buffer, so that a connection that waits for
+// a request holds none.
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, smallAnswer+1<<10) // and a head
+	return &b
+}}
+
+// ids makes strings of session IDs, many in one piece of memory.
+type ids struct{ free []byte }
+
+func (i *ids) string(id []byte) string {
+	if len(id) > len(i.free) {
+		i.free = make([]byte, max(256, len(id)))
+	}
+	n := copy(i.free, id)
+	s := unsafe.String(unsafe.SliceData(i.free), n) // nobody writes there again
+	i.free = i.free[n:]
+	return s
+}
+
 // conn reads requests from one connection and writes their answers, one at a
 // time, in the order in which they came.
 type conn struct {
@@ -32,9 +54,11 @@ type conn struct {
 	client   netip.Addr
 	settings *Settings // of the request under way
 
-	in   []byte // in[r:w] has arrived and is not consumed
-	r, w int
-	out  []byte
+	in       []byte // in[r:w] has arrived and is not consumed
+	r, w     int
+	borrowed *[]byte // of buffers, for an item on its way in; nil for none
+	ids      ids
+	watcher  func() (gone <-chan struct{}, stop func()) // watch
 
 	readBy, writeBy time.Time   // the deadlines that are set
 	stopped         atomic.Bool // watching is over
@@ -48,7 +72,7 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 		var req request
-		resp, session, err := c.readRequest(ctx, server.Request{Arrived: arrived, Client: c.client, Watch: c.watch, Conn: c.Conn}, &req)
+		resp, session, err := c.readRequest(ctx, server.Request{Arrived: arrived, Client: c.client, Watch: c.watcher, Conn: c.Conn}, &req)
 		if err != nil {
 			return
 		}
@@ -148,6 +172,19 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 	c.setReadDeadline(by)
 	c.Moving(true)
 	defer c.Moving(false)
+	if n <= smallAnswer {
+		if err := c.Hold(ctx, by, n, n); err != nil {
+			return nil, err
+		}
+		c.borrowed = buffers.Get().(*[]byte)
+		body = (*c.borrowed)[:n]
+		buffered := copy(body, c.in[c.r:c.w])
+		c.r += buffered
+		if _, err := io.ReadFull(c.Conn, body[buffered:]); err != nil {
+			return nil, errGone
+		}
+		return body, nil
+	}
 	for int64(len(body)) < n {
 		step := min(n-int64(len(body)), int64(max(bodyStep, len(body))))
 		if err := c.Hold(ctx, by, int64(len(body))+step, n); err != nil {
@@ -164,6 +201,14 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 		}
 	}
 	return body, nil
+}
+
+// returnBuffer gives a borrowed buffer back once the item in it has been stored. After a failure the store may have it still.
+func (c *conn) returnBuffer(stored bool) {
+	if c.borrowed != nil && stored {
+		buffers.Put(c.borrowed)
+	}
+	c.borrowed = nil
 }
 
 // discard reads n bytes and forgets them.
@@ -207,17 +252,18 @@ func (c *conn) send(ctx context.Context, now time.Time, resp *response) error {
 		c.Moving(true)
 		defer c.Moving(false)
 	}
-	c.out = resp.appendTo(c.out[:0], &c.srv.heads)
+	buffer := buffers.Get().(*[]byte)
+	defer buffers.Put(buffer)
+	out := resp.appendTo((*buffer)[:0], &c.srv.heads)
 	defer c.Answer()()
 	if len(resp.data) > 0 {
 		c.srv.sessions.Metrics.Sent.Observe(int64(len(resp.data)))
 	}
 	if len(resp.data) <= smallAnswer {
-		c.out = append(c.out, resp.data...)
-		_, err := c.Write(c.out)
+		_, err := c.Write(append(out, resp.data...))
 		return err
 	}
-	return c.WriteBoth(c.out, resp.data)
+	return c.WriteBoth(out, resp.data)
 }
 
 // linger lets the client read a last answer: closing with unread bytes in the

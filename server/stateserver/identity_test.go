@@ -25,7 +25,7 @@ func TestApplicationsHaveTheOriginalsSuffixes(t *testing.T) {
 		"/LM/W3SVC/1/ROOT/ozbyjek":     "f197a8d4",
 		"/LM/W3SVC/1/ROOT/vewemtr":     "f197a8d4", // a collision: the second one's is another, see below
 	} {
-		session, err := newTargets().find([]byte(client.Target(appID, "abc")))
+		session, err := newTargets().find([]byte(client.Target(appID, "abc")), new(ids))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,7 +60,7 @@ func TestIdentity(t *testing.T) {
 		app := "/" + strings.TrimRight(text(12).Draw(rt, "application"), "/") + "x"
 		id := rapid.StringMatching(`[a-z0-5]{24}|[A-Za-z0-9)(/%+. -]{1,80}`).Draw(rt, "session ID")
 		found := func(app, id string) server.Session {
-			session, err := targets.find([]byte(client.Target(app, id)))
+			session, err := targets.find([]byte(client.Target(app, id)), new(ids))
 			if err != nil {
 				rt.Fatalf("target of %q %q: %v", app, id, err)
 			}
@@ -84,7 +84,7 @@ func TestIdentity(t *testing.T) {
 		}
 		// Keyed hashes say nothing: such names are exact, and no app id is like them.
 		keyed := app + "(NDbkwGi0191wFdDv0yOUOobtHns=)/"
-		if session, err := targets.find([]byte(escape(keyed + "abc"))); err != nil || !strings.HasSuffix(session.App.Name, ")/") || session.App.Name != keyed {
+		if session, err := targets.find([]byte(escape(keyed+"abc")), new(ids)); err != nil || !strings.HasSuffix(session.App.Name, ")/") || session.App.Name != keyed {
 			rt.Fatalf("%q is found as %q, %v", keyed, session.App.Name, err)
 		}
 	})

@@ -168,7 +168,7 @@ func FuzzTarget(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		sessions := server.NewSessions(memory.New(0), time.Second, discard)
 		tg := targets{sessions: sessions, prefixes: make(map[string]*server.Application)}
-		first, err := tg.find(raw)
+		first, err := tg.find(raw, new(ids))
 		if err != nil {
 			return
 		}
@@ -181,15 +181,15 @@ func FuzzTarget(f *testing.F) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			again, err := tg.find(raw)
+			again, err := tg.find(raw, new(ids))
 			if err != nil || again.App.Name != first.App.Name || again.ID != first.ID {
 				t.Fatalf("%q is %q, %q and then %q, %q (%v)", raw, first.App.Name, first.ID, again.App.Name, again.ID, err)
 			}
 		}
 		// Whatever was remembered for it must not catch its neighbours.
 		for _, other := range [][]byte{append(bytes.Clone(raw), 'x'), append([]byte("/"), raw...), bytes.ToLower(raw)} {
-			want, err := (&targets{sessions: sessions, prefixes: make(map[string]*server.Application)}).find(other)
-			got, err2 := tg.find(other)
+			want, err := (&targets{sessions: sessions, prefixes: make(map[string]*server.Application)}).find(other, new(ids))
+			got, err2 := tg.find(other, new(ids))
 			if (err == nil) != (err2 == nil) || err == nil && (got.App.Name != want.App.Name || got.ID != want.ID) {
 				t.Fatalf("%q is %q, %q, want %q, %q", other, got.App.Name, got.ID, want.App.Name, want.ID)
 			}

@@ -69,6 +69,7 @@ func (s *Server) Configure(settings Settings) { s.settings.Store(&settings) }
 // Handle serves one connection until it ends; it is a server.Server's Handle.
 func (s *Server) Handle(ctx context.Context, nc *server.Conn) {
 	c := &conn{Conn: nc, srv: s, in: make([]byte, readBuffer)}
+	c.watcher = c.watch
 	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		c.client = tcp.AddrPort().Addr()
 	}
@@ -85,7 +86,7 @@ func (c *conn) readRequest(ctx context.Context, ask server.Request, req *request
 		c.srv.log.Debug("request refused", "client", c.RemoteAddr(), "reason", err)
 		return response{status: statusBadRequest, closeAfter: true}, session, nil
 	}
-	session, err = c.srv.targets.find(req.target)
+	session, err = c.srv.targets.find(req.target, &c.ids)
 	if err != nil {
 		req.malformed = err.Error()
 	}
@@ -125,7 +126,9 @@ func (c *conn) carryOut(ctx context.Context, ask server.Request, req *request, s
 			return response{}, session, err
 		}
 		c.srv.sessions.Metrics.Received.Observe(int64(len(data)))
-		return c.srv.put(ctx, ask, req, session, data), session, nil
+		resp := c.srv.put(ctx, ask, req, session, data)
+		c.returnBuffer(!resp.noAnswer)
+		return resp, session, nil
 	case verbDelete:
 		return c.srv.remove(ctx, ask, req, session), session, nil
 	default:

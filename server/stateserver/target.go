@@ -157,15 +157,15 @@ type targets struct {
 const maxPrefixes = 4096
 
 // find returns the session that a raw target names.
-func (t *targets) find(raw []byte) (server.Session, error) {
-	session, err := t.resolve(raw)
+func (t *targets) find(raw []byte, ids *ids) (server.Session, error) {
+	session, err := t.resolve(raw, ids)
 	if err == nil && t.sessions.TakesOver() {
 		session.Target = string(raw)
 	}
 	return session, err
 }
 
-func (t *targets) resolve(raw []byte) (server.Session, error) {
+func (t *targets) resolve(raw []byte, ids *ids) (server.Session, error) {
 	generation := t.sessions.Generation()
 	prefix, id := splitRaw(raw)
 	if prefix != nil && isPlain(id) && len(id) <= backends.MaxSessionID {
@@ -173,7 +173,7 @@ func (t *targets) resolve(raw []byte) (server.Session, error) {
 		app, current := t.prefixes[string(prefix)], t.generation == generation
 		t.mu.RUnlock()
 		if app != nil && current {
-			return server.Session{App: app, ID: string(id)}, nil
+			return server.Session{App: app, ID: ids.string(id)}, nil
 		}
 	}
 	key, err := decodeTarget(raw)
