@@ -314,6 +314,19 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	}
 }
 
+// Calls by number (sp_prepare and others) are not served, but for sp_executesql; the connection goes on.
+func TestCallsByNumber(t *testing.T) {
+	r := startMemory(t).login(t)
+	for _, id := range []string{"0b00", "0c00", "0d00", "0100"} {
+		r.send(packetRPC, append(headers(), unhex("ffff "+id+" 0000")...))
+		answer := r.reply()
+		if says := utf16String(answer[1:]) + utf16String(answer); answer[0] != tokenError || binary.LittleEndian.Uint32(answer[3:]) != 2812 ||
+			answer[8] != 16 || !strings.Contains(says, "which serves only session-state procedures") {
+			t.Errorf("%s was answered %x (%q)", id, answer, says)
+		}
+	}
+}
+
 // Connections that have logged in may be idle for any time, until there are too many: then those idle longest make room, and so
 // does one that says nothing at all.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
