@@ -252,7 +252,7 @@ func TestBehindHAProxy(t *testing.T) {
 		t.Errorf("with both servers %d pages fail", n)
 	}
 	for i, admin := range admins {
-		if n := metric(t, admin, "aspstate_connections_accepted_total"); n == 0 {
+		if n := metric(t, admin, `aspstate_connections_accepted_total{protocol="stateserver"}`); n == 0 {
 			t.Errorf("HAProxy sends no connection to server %d", i+1)
 		}
 	}
@@ -300,7 +300,7 @@ func waitForLog(t *testing.T, log *logBuffer, text string) {
 	}
 }
 
-// metric is the value of a metric without labels.
+// metric is the value of a metric, named with its labels.
 func metric(t *testing.T, admin, name string) (n int64) {
 	t.Helper()
 	response, err := http.Get("http://" + admin + "/metrics")
@@ -309,7 +309,7 @@ func metric(t *testing.T, admin, name string) (n int64) {
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	found := regexp.MustCompile(`(?m)^` + name + ` ([0-9]+)$`).FindSubmatch(text)
+	found := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` ([0-9]+)$`).FindSubmatch(text)
 	if err != nil || found == nil {
 		t.Fatalf("there is no %s: %v", name, err)
 	}
