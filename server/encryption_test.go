@@ -342,8 +342,8 @@ func TestAliasSealsAnew(t *testing.T) {
 	if n := v.Metrics.asked() - tries; n != 1 {
 		t.Errorf("it took %d tries", n)
 	}
-	if v.kept("/lm/w3svc/1/root", "2").Locked {
-		t.Error("it is locked now")
+	if found := v.kept("/lm/w3svc/1/root", "2"); found.Locked || found.LockCookie != 1 {
+		t.Errorf("it was locked, with cookie %d", found.LockCookie)
 	}
 }
 
