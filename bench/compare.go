@@ -71,7 +71,7 @@ func runCompare(args []string) error {
 	flags := flag.NewFlagSet("compare", flag.ContinueOnError)
 	b := &bench{}
 	flags.StringVar(&b.program, "aspstate", "../aspstate", "the built `program`")
-	flags.StringVar(&b.out, "out", "results.json", "the `file` for the results; the groups that are not run stay in it as they are")
+	flags.StringVar(&b.out, "out", "results.json", "the `file` for the results; groups that are not run stay in it, if they were measured on the same day with the same versions, machine and rounds")
 	flags.IntVar(&b.Rounds, "rounds", 3, "rounds; the figures are their medians")
 	flags.DurationVar(&b.round, "round", 3*time.Second, "how long a round takes, besides half a second before")
 	flags.BoolVar(&b.full, "full", false, "a million sessions, and all sizes and numbers of connections")
@@ -100,7 +100,7 @@ func runCompare(args []string) error {
 	defer os.RemoveAll(b.dir)
 	defer b.host.close()
 	b.describe()
-	if old, err := readRun(b.out); err == nil {
+	if old, err := readRun(b.out); err == nil && old.alike(&b.Run) {
 		b.Figures = slices.DeleteFunc(old.Figures, func(f Figure) bool { return b.runs(f.Group) })
 	}
 	for _, g := range groups {
@@ -120,6 +120,12 @@ func runCompare(args []string) error {
 	fmt.Println()
 	printTargets(os.Stdout, targets(&b.Run))
 	return nil
+}
+
+// alike reports whether the figures of two runs may stand side by side.
+func (r *Run) alike(other *Run) bool {
+	return r.Date == other.Date && r.Machine == other.Machine && slices.Equal(r.Versions, other.Versions) &&
+		r.Rounds == other.Rounds && r.Seconds == other.Seconds
 }
 
 func (b *bench) runs(group string) bool {

@@ -69,7 +69,7 @@ func report(r *Run) map[string]string {
 	p("then Set with the lock cookie. Every connection has sessions of its own and sends its next request when it has the answer. Items are random bytes that change with each write.")
 	p("CPU is processor time for a page cycle or request: of the server with its database, and of the load generator.\n")
 	p("## What it is measured against\n")
-	p("* *floor*: a server in Go that finds where a request ends and answers fixed bytes. It keeps nothing and allocates nothing, so no server behind a socket is faster.")
+	p("* *floor*: a server in Go that finds where a request ends and answers fixed bytes. It keeps nothing and allocates nothing, so a server in Go with a goroutine for each connection cannot be faster.")
 	p("* *Redis*: Debian's, asked as Microsoft's RedisSessionStateProvider does, one script a call: the first takes the lock with SETNX, reads and slides the expiry, the second writes, slides and unlocks.")
 	p("  In memory, and with `appendfsync always`. It is single-threaded; the load generator has the other core to itself.")
 	p("* *naive PostgreSQL*: the load generator asks the database itself, two prepared statements that each commit, over a pool as wide as the load.")

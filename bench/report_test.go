@@ -131,3 +131,22 @@ func TestTexts(t *testing.T) {
 		}
 	}
 }
+
+// Figures of another version, machine or length are not mixed into a run.
+func TestOnlyRunsAlikeAreMixed(t *testing.T) {
+	if !made().alike(made()) {
+		t.Error("a run is not like itself")
+	}
+	for name, change := range map[string]func(r *Run){
+		"date":     func(r *Run) { r.Date = "2026-01-03" },
+		"machine":  func(r *Run) { r.Machine.Cores = 8 },
+		"versions": func(r *Run) { r.Versions[0] = "aspstate y" },
+		"rounds":   func(r *Run) { r.Rounds++ },
+		"seconds":  func(r *Run) { r.Seconds++ },
+	} {
+		other := made()
+		if change(other); other.alike(made()) {
+			t.Errorf("runs that differ in their %s are mixed", name)
+		}
+	}
+}
