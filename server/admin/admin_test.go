@@ -82,7 +82,7 @@ func (f *failing) Pool() (connections, queued int) { return 4, 2 }
 
 // rig is a listener over a store in memory.
 type rig struct {
-	t *testing.T
+	t testing.TB
 	*httptest.Server
 	admin   *Server
 	process *process
@@ -91,7 +91,7 @@ type rig struct {
 	token   string
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	mem := memory.New(0)
 	r := &rig{t: t, store: &failing{Inspector: mem}, log: new(bytes.Buffer), process: &process{}}
