@@ -68,20 +68,20 @@ func (s *Store) application(ctx context.Context, name string, create bool) (back
 			is    bool
 			other string // that has the number
 		}
-		var f found
-		f, err = query(ctx, s, findApplicationSQL, declared, args, func(rows *sql.Rows) (found, error) {
+		var seen found // only the batch's, which may outlive this call
+		f, err := query(ctx, s, findApplicationSQL, declared, args, func(rows *sql.Rows) (found, error) {
 			var id int32
 			var name []byte
 			if err := rows.Scan(&id, &name); err != nil {
-				return f, err
+				return seen, err
 			}
 			switch other := strings.TrimRight(string(name), " "); {
 			case other == bytes:
-				f.id, f.is = backends.AppID(id), true
+				seen.id, seen.is = backends.AppID(id), true
 			case backends.AppID(id) == app:
-				f.other = other
+				seen.other = other
 			}
-			return f, nil
+			return seen, nil
 		})
 		switch {
 		case err != nil:
