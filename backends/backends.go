@@ -38,7 +38,8 @@
 //  10. IDs and application names compare byte by byte. Front ends hand over only
 //     valid UTF-8 without NUL, IDs of at most MaxSessionID UTF-16 units.
 //
-// Stores are safe for concurrent use. A call ends soon after its context does.
+// Stores are safe for concurrent use. A call ends soon after its context does, and a store that looks at the context
+// after that has called its Done before.
 // What only some stores have or some callers need (Shared; operators' views and moving sessions
 // between stores, later) is an interface of its own beside Store, so that this
 // one stays a page long.

@@ -60,9 +60,19 @@ type Conn struct {
 	since  atomic.Int64 // connBusy, connClosing, or idle since then (Unix nanoseconds)
 	last   bool         // its last answer has gone
 	hold   hold
-	client net.Addr // that a proxy has named; nil for none
-	early  []byte   // what has come with the proxy's header and is not read yet
-	tls    *tls.Conn
+	// retried: the store was asked several times for one request. It may not be done yet with what the first was given.
+	retried bool
+	client  net.Addr // that a proxy has named; nil for none
+	early   []byte   // what has come with the proxy's header and is not read yet
+	tls     *tls.Conn
+}
+
+// Retried reports whether the store was asked several times since the last call. Where it was, buffers with data for
+// the store must not be used again.
+func (c *Conn) Retried() bool {
+	retried := c.retried
+	c.retried = false
+	return retried
 }
 
 // RemoteAddr implements net.Conn. Behind a proxy of TrustProxies it is the address that the proxy names.

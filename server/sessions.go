@@ -353,6 +353,9 @@ func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(
 			return unknown, fmt.Errorf("%v: the store is failing: %w", stmt, err)
 		}
 		s.Metrics.Retries[stmt].Add(1)
+		if req.Conn != nil {
+			req.Conn.retried = true
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):

@@ -203,9 +203,14 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 	return body, nil
 }
 
-// returnBuffer gives a borrowed buffer back once the item in it has been stored. After a failure the store may have it still.
-func (c *conn) returnBuffer(stored bool) {
-	if c.borrowed != nil && stored {
+// returnBuffers has the buffers that an item came in used again, if the store is done with them. It may have an item still
+// after a failure, and while an earlier try of the same request is under way.
+func (c *conn) returnBuffers(done bool) {
+	if !done {
+		fresh := make([]byte, len(c.in))
+		c.r, c.w = 0, copy(fresh, c.in[c.r:c.w])
+		c.in = fresh
+	} else if c.borrowed != nil {
 		buffers.Put(c.borrowed)
 	}
 	c.borrowed = nil

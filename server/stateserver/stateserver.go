@@ -127,7 +127,7 @@ func (c *conn) carryOut(ctx context.Context, ask server.Request, req *request, s
 		}
 		c.srv.sessions.Metrics.Received.Observe(int64(len(data)))
 		resp := c.srv.put(ctx, ask, req, session, data)
-		c.returnBuffer(!resp.noAnswer)
+		c.returnBuffers(!resp.noAnswer && !c.Retried())
 		return resp, session, nil
 	case verbDelete:
 		return c.srv.remove(ctx, ask, req, session), session, nil

@@ -247,6 +247,11 @@ func (c *conn) answer(ctx context.Context, arrived time.Time, m message) (goesOn
 	}
 	c.t.end()
 	c.Free()
+	if c.Retried() { // the store may have what came in c.in still
+		fresh := make([]byte, len(c.in))
+		c.r, c.w = 0, copy(fresh, c.in[c.r:c.w])
+		c.in = fresh
+	}
 	return c.write(ctx) && goesOn
 }
 
