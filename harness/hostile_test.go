@@ -313,13 +313,16 @@ func (p *process) vitals(t testing.TB) (v vitals) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	number := func(text []byte, pattern string) int64 {
-		found := regexp.MustCompile(`(?m)^` + pattern + `\s+([0-9]+)`).FindSubmatch(text)
+	number := func(text []byte, name string) (sum int64) {
+		found := regexp.MustCompile(`(?m)^`+name+`(?:\{[^}]*\})?\s+([0-9]+)`).FindAllSubmatch(text, -1)
 		if found == nil {
-			t.Fatalf("there is no %s", pattern)
+			t.Fatalf("there is no %s", name)
 		}
-		n, _ := strconv.ParseInt(string(found[1]), 10, 64)
-		return n
+		for _, f := range found {
+			n, _ := strconv.ParseInt(string(f[1]), 10, 64)
+			sum += n
+		}
+		return sum
 	}
 	return vitals{
 		goroutines: int(number(text, "go_goroutines")), connections: int(number(text, "aspstate_connections")),
