@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -38,13 +39,14 @@ func (h hostility) connections() int { return h.idle + h.halves + h.announced + 
 
 const (
 	largeBody = 4 << 20
-	manyPages = 500 // of one flood, before it reads
+	manyPages = 200 // of one flood, before it reads
 )
 
 // crowd are hostile clients at work.
 type crowd struct {
 	address string
 	look    time.Duration // between two looks whether the server has closed a connection
+	spread  time.Duration // over which the first connections are made
 	stop    chan struct{}
 	working sync.WaitGroup
 }
@@ -52,7 +54,8 @@ type crowd struct {
 // attack begins hostilities. They end with stop.
 func attack(t *testing.T, address string, h hostility) (stop func()) {
 	t.Helper()
-	c := &crowd{address: address, look: max(250*time.Millisecond, time.Duration(h.connections())*time.Millisecond/2), stop: make(chan struct{})}
+	c := &crowd{address: address, look: max(250*time.Millisecond, time.Duration(h.connections())*time.Millisecond/2),
+		spread: time.Duration(h.connections()) * time.Millisecond / 2, stop: make(chan struct{})}
 	large, locked := client.Target("/hostile", "large"), client.Target("/hostile", "locked"+rand.Text())
 	own, err := client.Dial(address)
 	if err != nil {
@@ -99,6 +102,7 @@ func attack(t *testing.T, address string, h hostility) (stop func()) {
 func (c *crowd) each(n int, open func(net.Conn) bool) {
 	for range n {
 		c.working.Go(func() {
+			c.rest(mathrand.N(c.spread))
 			for c.going() {
 				conn, err := net.Dial("tcp", c.address)
 				if err != nil {
@@ -170,7 +174,7 @@ func (c *crowd) flood(requests string) {
 			continue
 		}
 		for c.going() && say(conn, requests) {
-			c.rest(50 * time.Millisecond)
+			c.rest(100 * time.Millisecond)
 			conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 			tally.faults.add("flood")
 			io.CopyN(io.Discard, conn, 1<<20)
@@ -406,6 +410,7 @@ func hostileRounds(t *testing.T, s store) {
 		end := attack(t, p.address, hostility{idle: 8500, halves: 1000, announced: 300, unread: 100, floods: 2, others: 8})
 		for until := time.Now().Add(30 * time.Second); p.vitals(t).connections < 9500 && time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
 		}
+		time.Sleep(2 * time.Second) // what can be had of large answers has been taken
 		v.pages()
 		time.Sleep(round)
 		n, besieged := v.pages()
