@@ -399,7 +399,7 @@ func TestHostileClients(t *testing.T) {
 func hostileRounds(t *testing.T, s store) {
 	const rounds, round = 9, 4 * time.Second
 	p := serve(t, fastProgram, append(s.flags(t, straight), "--admin-listen=127.0.0.1:0")...)
-	v, stop := visit(t, p.address, 8, 10*time.Millisecond)
+	v, stop := visit(t, p.address, 8, 50*time.Millisecond) // which leaves the machine time for the hostile ones
 	defer stop()
 	var peace, siege []time.Duration
 	var text strings.Builder
