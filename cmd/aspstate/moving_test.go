@@ -31,8 +31,6 @@ func fillAndLock(t *testing.T, r *running) (lock client.Answer) {
 	return wantStatus(t, 200)(c.GetExclusive(client.Target(shopApp, "s0")))
 }
 
-const shopApp = "/LM/W3SVC/1/ROOT/shop"
-
 // hasAll finds what fillAndLock wrote.
 func hasAll(t *testing.T, r *running, lock client.Answer) {
 	t.Helper()

@@ -111,3 +111,25 @@ func TestTwoServersOnOneDatabase(t *testing.T) {
 		r.ended(t, 0)
 	}
 }
+
+func TestEncryptionInPostgres(t *testing.T) {
+	server := pgtest.Shared(t)
+	database := server.Database(t)
+	key, id := keyFile(t)
+	r := start(t, "--sql-connection-string="+database, "--auto-migrate", "--encryption-keys="+key)
+	setItem(t, r, "1", creditCard)
+	setItem(t, r, "2", "another one")
+	getItem(t, r, "1", creditCard)
+	var readable int
+	server.Query(t, database, `SELECT count(*) FROM sessions WHERE position('4929'::bytea IN item) > 0 OR position('another'::bytea IN item) > 0`, &readable)
+	if readable > 0 {
+		t.Errorf("%d sessions can be read in the database", readable)
+	}
+	// A database writer puts one session's item in the place of another's, and plants one.
+	server.Exec(t, database, `UPDATE sessions SET item = (SELECT item FROM sessions WHERE session_id = '1'::bytea) WHERE session_id = '2'::bytea`)
+	refused(t, r, "2")
+	server.Exec(t, database, `UPDATE sessions SET item = '\x140000000000ff'::bytea WHERE session_id = '2'::bytea`)
+	refused(t, r, "2")
+	getItem(t, r, "1", creditCard)
+	want(t, 0, []string{id, "encrypts", "not encrypted"}, "sessions", "keys", "--admin="+adminAddress(t, r))
+}

@@ -182,7 +182,9 @@ func wantStatus(t *testing.T, status int) func(client.Answer, error) client.Answ
 	}
 }
 
-var shop = client.Target("/LM/W3SVC/1/ROOT/shop", "bpr4mimb2vjnvtn2jc4yp3uo")
+const shopApp = "/LM/W3SVC/1/ROOT/shop"
+
+var shop = client.Target(shopApp, "bpr4mimb2vjnvtn2jc4yp3uo")
 
 func TestServeSQLite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.db")
