@@ -50,7 +50,7 @@ test: go gcc postgresql chromium gofmt vet cross ## what every change must pass:
 	@[ -n "$$ASPSTATE_TEST_SQLSERVER" ] || echo "NOT RUN: the suite of the SQL Server store, for want of a server: set ASPSTATE_TEST_SQLSERVER to a DSN (sqlserver://USER:PASSWORD@HOST)"
 
 test-all: test lint clients tools ## test, lint, mutants, the tests that take long, and a short fuzzing of every parser
-	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres ./server/admin/page ./server/tds ./harness
+	ASPSTATE_TEST_LONG=1 $(GO) test -timeout 30m ./backends/postgres ./backends/sqlite ./server/admin/page ./server/tds ./harness
 	$(MAKE) mutants
 	$(MAKE) fuzz FUZZTIME=10s
 

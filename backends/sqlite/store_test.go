@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -80,8 +81,11 @@ func TestConformance(t *testing.T) {
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture { return fixture(t) })
 }
 
-// The suite holds as well where items are encrypted on their way.
+// The suite holds as well where items are encrypted on their way. In make test the store in memory shows it; here it takes long.
 func TestConformanceSealed(t *testing.T) {
+	if os.Getenv("ASPSTATE_TEST_LONG") == "" {
+		t.Skip("takes a minute: make test-all runs it, with ASPSTATE_TEST_LONG=1")
+	}
 	k, err := seal.NewKey(bytes.Repeat([]byte{7}, seal.KeySize))
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package admin
 import (
 	"context"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -140,7 +139,7 @@ func (p *parts) count() (c counts) {
 			}
 		}
 	}
-	c.latency, c.waits, c.statements = sum(slices.Concat(m.Latency[server.StateServer][:], m.Latency[server.TDS][:])), sum(m.LockWait[:]), sum(m.Statements[:server.RequestStatements])
+	c.latency, c.waits, c.statements = sum(m.Latency[server.StateServer][:], m.Latency[server.TDS][:]), sum(m.LockWait[:]), sum(m.Statements[:server.RequestStatements])
 	for _, n := range m.LockWait[server.WaitHandedOver].Counts() {
 		c.handovers += n
 	}
@@ -156,12 +155,14 @@ func (p *parts) count() (c counts) {
 	return c
 }
 
-// sum adds histograms of the same buckets up.
-func sum(hs []server.Histogram) []uint64 {
-	total := hs[0].Counts()
-	for i := range hs[1:] {
-		for b, n := range hs[i+1].Counts() {
-			total[b] += n
+// sum adds histograms of the same buckets up. They are read where they are: they are counting.
+func sum(groups ...[]server.Histogram) []uint64 {
+	total := make([]uint64, len(groups[0][0].Bounds())+1)
+	for _, group := range groups {
+		for i := range group {
+			for b, n := range group[i].Counts() {
+				total[b] += n
+			}
 		}
 	}
 	return total
