@@ -278,30 +278,15 @@ func namesake(name string) string {
 // decode puts what viper found into the setting's field.
 func (l *loader) decode(s setting, raw any, field reflect.Value) {
 	list, isList := raw.([]any)
-	if p, ok := field.Addr().Interface().(*Applications); ok {
-		var err error
-		if isList {
-			*p, err = readApplications(list)
-		} else if text, ok := scalar(raw); ok {
-			*p, err = parseApplications(text)
-		} else {
-			err = errors.New("it is not a list")
-		}
-		if err != nil {
+	var err error
+	switch p := field.Addr().Interface().(type) {
+	case *Applications:
+		if *p, err = readList(raw, readApplications, parseApplications); err != nil {
 			l.fault(s.key, err.Error(), "write - {name: shop, ids: [/LM/W3SVC/1/ROOT, /LM/W3SVC/7/ROOT]}")
 		}
 		return
-	}
-	if p, ok := field.Addr().Interface().(*ApplicationQuotas); ok {
-		var err error
-		if isList {
-			*p, err = readQuotas(list)
-		} else if text, ok := scalar(raw); ok {
-			*p, err = parseQuotas(text)
-		} else {
-			err = errors.New("it is not a list")
-		}
-		if err != nil {
+	case *ApplicationQuotas:
+		if *p, err = readList(raw, readQuotas, parseQuotas); err != nil {
 			l.fault(s.key, err.Error(), "write - {name: /LM/W3SVC/1/ROOT, item: 1MiB, sessions: 10000}")
 		}
 		return
@@ -356,7 +341,6 @@ func (l *loader) decode(s setting, raw any, field reflect.Value) {
 		}
 		text = s.choices[i]
 	}
-	var err error
 	var remedy string
 	switch p := field.Addr().Interface().(type) {
 	case *ConnectionString:
@@ -383,6 +367,17 @@ func (l *loader) decode(s setting, raw any, field reflect.Value) {
 	if err != nil {
 		l.fault(s.key, strconv.Quote(text)+" cannot be read", remedy)
 	}
+}
+
+// readList reads a setting that is a list in the file, and a text in the environment and in flags.
+func readList[T any](raw any, read func([]any) (T, error), parse func(string) (T, error)) (list T, err error) {
+	if elements, ok := raw.([]any); ok {
+		return read(elements)
+	}
+	if text, ok := scalar(raw); ok {
+		return parse(text)
+	}
+	return list, errors.New("it is not a list")
 }
 
 // scalar returns a single YAML value as text.
