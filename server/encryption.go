@@ -59,13 +59,33 @@ var unreadableSays = [Unreadables]string{
 		"if encryption has been turned on lately, set encryption.acceptUnencrypted, and reload",
 }
 
+// seals reports whether what is written from now on is sealed.
+func (e *Encryption) seals() bool { return e.Seal && len(e.Keys) > 0 }
+
 // seal returns an item as it is to be kept for the session.
 func (s *Sessions) seal(session Session, item []byte) []byte {
 	e := s.encryption.Load()
-	if !e.Seal || len(e.Keys) == 0 {
+	if !e.seals() {
 		return item
 	}
 	return e.Keys[0].Seal(session.App.Name, session.ID, item)
+}
+
+// Weight returns how many bytes of memory a front end holds (Conn.Hold) for an item on its way in, or a part of one, of this length: where
+// it will be sealed, that makes a copy. Both are held together, since who holds the one and waits for the other may wait for its like.
+func (s *Sessions) Weight(length int64) int64 {
+	if s.encryption.Load().seals() {
+		return 2 * length
+	}
+	return length
+}
+
+// weight is the same for an item as it comes from the store, which opening copies.
+func weight(kept []byte) int64 {
+	if seal.IsSealed(kept) {
+		return 2 * int64(len(kept))
+	}
+	return int64(len(kept))
 }
 
 // open is seal's inverse, for an item as it is kept for the session id of the application. The errors are
@@ -74,7 +94,7 @@ func (e *Encryption) open(application, id string, kept []byte) ([]byte, error) {
 	switch {
 	case seal.IsSealed(kept):
 		return seal.Open(e.Keys, application, id, kept)
-	case e.Seal && !e.AcceptUnencrypted && len(e.Keys) > 0:
+	case e.seals() && !e.AcceptUnencrypted:
 		return nil, errUnencrypted
 	default:
 		return kept, nil

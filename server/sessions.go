@@ -267,7 +267,7 @@ func (s *Sessions) set(ctx context.Context, req Request, session Session, w back
 		return at.do(ctx, true, func(store backends.Store, key backends.Key) error {
 			err := store.Set(ctx, key, tok, w)
 			if err == nil {
-				s.sizes.note(key, len(w.Data))
+				s.sizes.note(key, w.Data)
 				s.handover.released(key)
 			}
 			return err

@@ -18,7 +18,8 @@ const (
 	maxLarge = 10_000
 )
 
-// sizes remembers which sessions are large: how large one is, the store says no earlier than with the item.
+// sizes remembers which sessions are large, and what memory their items take on their way out: how large one is, the store says no earlier
+// than with the item.
 type sizes struct {
 	known atomic.Int64 // len(large)
 	mu    sync.Mutex
@@ -35,7 +36,9 @@ func (z *sizes) of(key backends.Key) int64 {
 	return z.large[key]
 }
 
-func (z *sizes) note(key backends.Key, size int) {
+// note notes the item that the session has in the store.
+func (z *sizes) note(key backends.Key, kept []byte) {
+	size := weight(kept)
 	if size < largeItem && z.known.Load() == 0 {
 		return
 	}
@@ -45,7 +48,7 @@ func (z *sizes) note(key backends.Key, size int) {
 	case size < largeItem:
 		delete(z.large, key)
 	case z.large == nil:
-		z.large = map[backends.Key]int64{key: int64(size)}
+		z.large = map[backends.Key]int64{key: size}
 	default:
 		for other := range z.large { // any one
 			if len(z.large) >= maxLarge {
@@ -53,7 +56,7 @@ func (z *sizes) note(key backends.Key, size int) {
 			}
 			break
 		}
-		z.large[key] = int64(size)
+		z.large[key] = size
 	}
 	z.known.Store(int64(len(z.large)))
 }
@@ -76,7 +79,7 @@ func (s *Sessions) holdFor(ctx context.Context, req Request, key backends.Key) e
 // held notes what has come of it.
 func (s *Sessions) held(req Request, key backends.Key, item backends.Item, err error) {
 	if err == nil {
-		s.sizes.note(key, len(item.Data))
+		s.sizes.note(key, item.Data)
 	} else if req.Conn != nil {
 		req.Conn.Free()
 	}

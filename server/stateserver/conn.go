@@ -173,7 +173,7 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 	c.Moving(true)
 	defer c.Moving(false)
 	if n <= smallAnswer {
-		if err := c.Hold(ctx, by, n, n); err != nil {
+		if err := c.Hold(ctx, by, c.srv.sessions.Weight(n), n); err != nil {
 			return nil, err
 		}
 		c.borrowed = buffers.Get().(*[]byte)
@@ -187,7 +187,7 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 	}
 	for int64(len(body)) < n {
 		step := min(n-int64(len(body)), int64(max(bodyStep, len(body))))
-		if err := c.Hold(ctx, by, int64(len(body))+step, n); err != nil {
+		if err := c.Hold(ctx, by, c.srv.sessions.Weight(int64(len(body))+step), n); err != nil {
 			return nil, err
 		}
 		have := len(body)

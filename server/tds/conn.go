@@ -165,7 +165,7 @@ func (c *conn) readMessage(ctx context.Context, most int64) (m message, err erro
 		}
 		if have+n > cap(m.body) {
 			grown := max(2*cap(m.body), have+n)
-			if err := c.Hold(ctx, by, int64(grown), int64(grown)); err != nil {
+			if err := c.Hold(ctx, by, c.srv.sessions.Weight(int64(grown)), int64(grown)); err != nil {
 				return m, errGone
 			}
 			m.body = append(make([]byte, 0, grown), m.body...)

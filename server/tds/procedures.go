@@ -316,14 +316,18 @@ func update(r *run, args []value) error {
 		r.count(server.OpSet, err)
 		return err
 	}
-	err = r.srv.sessions.Set(r.ctx, r.ask, session, w)
-	if errors.Is(err, backends.ErrFull) {
-		err = errFull
-	}
-	return r.silently(server.OpSet, didUpdate, err)
+	return r.silently(server.OpSet, didUpdate, full(r.srv.sessions.Set(r.ctx, r.ask, session, w)))
 }
 
 var errFull = errorf(1105, 17, "Could not store the session: the store is full, or the application has reached its quota. The session keeps its old item.")
+
+// full turns a refusal for want of room into what is answered.
+func full(err error) error {
+	if errors.Is(err, backends.ErrFull) {
+		return errFull
+	}
+	return err
+}
 
 func insert(r *run, args []value) error { return r.insert(args, server.OpSet, false) }
 
@@ -342,7 +346,7 @@ func (r *run) insert(args []value, op server.Operation, uninitialized bool) erro
 		err = r.item(&w, session, args)
 	}
 	if err == nil {
-		err = r.srv.sessions.Set(r.ctx, r.ask, session, w)
+		err = full(r.srv.sessions.Set(r.ctx, r.ask, session, w))
 	}
 	r.count(op, err)
 	switch {
@@ -353,8 +357,6 @@ func (r *run) insert(args []value, op server.Operation, uninitialized bool) erro
 			"the session exists already."), "")
 		r.t.info(3621, "The statement has been terminated.")
 		r.t.done(tokenDoneInProc, doneError, didInsert, 0)
-	case errors.Is(err, backends.ErrFull):
-		return errFull
 	default:
 		return err
 	}
