@@ -47,6 +47,11 @@ func (r *run) executeSQL(call rpc) error {
 		if !ok {
 			continue
 		}
+		if s.exceeds(v.value) {
+			r.t.fail(errAnswerTooLarge, executeSQL)
+			r.t.done(tokenDoneProc, doneError, didNothing, 0)
+			return nil
+		}
 		r.t.returnValue(at, p.name, v.typ, v.value)
 	}
 	r.t.done(tokenDoneProc, 0, didExecute, 0)
@@ -149,6 +154,10 @@ func (s *script) execute(text string) error {
 	}
 	before := len(t.b)
 	for _, do := range statements {
+		if s.exceeds() {
+			s.refuseAnswer()
+			break
+		}
 		if err := do(); err != nil {
 			return err
 		}
@@ -157,6 +166,23 @@ func (s *script) execute(text string) error {
 		t.done(s.done, 0, didNothing, 0)
 	}
 	return nil
+}
+
+// exceeds reports whether the answer, with these values, is larger than any request may be: a short text can ask for one item, or for one
+// of its variables, any number of times.
+func (s *script) exceeds(more ...value) bool {
+	n := len(s.run.t.b)
+	for _, v := range more {
+		n += len(v.b) + len(v.s)
+	}
+	return int64(n) > maxMessage*s.run.settings.Body+messageOverhead
+}
+
+var errAnswerTooLarge = errorf(50001, 16, "The answer is much larger than limits.body of %s.", serverName)
+
+func (s *script) refuseAnswer() {
+	s.run.t.fail(errAnswerTooLarge, "")
+	s.run.t.done(s.done, doneError, didNothing, 0)
 }
 
 func (s *script) procedureExists(name string) {
@@ -344,6 +370,9 @@ func (p *parser) expression() func() value {
 	return func() value { return value{null: true} }
 }
 
+// maxColumns is SQL Server's own limit.
+const maxColumns = 4096
+
 // selection reads what follows SELECT: literals and variables, perhaps named.
 func (p *parser) selection() statement {
 	var columns []column
@@ -366,8 +395,10 @@ func (p *parser) selection() statement {
 		} else if w := p.peek(); w.kind == wordName && !startsStatement(w) {
 			c.name = p.next().text
 		}
-		columns = append(columns, c)
-		if !p.accept(",") {
+		if columns = append(columns, c); len(columns) > maxColumns {
+			p.fail("more than %d columns", maxColumns)
+		}
+		if p.err != nil || !p.accept(",") {
 			break
 		}
 	}
@@ -377,10 +408,18 @@ func (p *parser) selection() statement {
 	s := p.script
 	return func() error {
 		t := &s.run.t
+		row := make([]value, len(values))
+		for i, v := range values {
+			row[i] = v()
+		}
+		if s.exceeds(row...) {
+			s.refuseAnswer()
+			return nil
+		}
 		t.columns(columns...)
 		t.rowToken()
-		for i, v := range values {
-			t.value(columns[i].typ, v())
+		for i, v := range row {
+			t.value(columns[i].typ, v)
 		}
 		t.done(s.done, doneCount, didSelect, 1)
 		return nil

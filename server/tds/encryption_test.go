@@ -154,7 +154,7 @@ func TestForgedItemsFailOverTDS(t *testing.T) {
 			other.call("dbo.TempInsertStateItemShort", short(pattern(60)), minutes(20))
 			planted := test.plant(v, other.id)
 			v.plant(v.id, planted)
-			for _, procedure := range []string{"dbo.TempGetStateItem3", "dbo.TempGetStateItemExclusive3"} {
+			for _, procedure := range []string{"dbo.TempGetStateItemExclusive3", "dbo.TempGetStateItem3"} {
 				s, err := query(t.Context(), v.db, procedure, v.id)
 				if e := numberOf(err); e.Number != 50000 || e.Class < 20 || s.locked != nil || len(s.item) > 0 {
 					t.Errorf("%s: %v, %v, want a failure", procedure, s, err)

@@ -155,6 +155,9 @@ func (d declared) convert(v value) (value, *sqlError) {
 	if d.kind == kindInt && (converted.n < math.MinInt32 || converted.n > math.MaxInt32) {
 		return v, errorf(8115, 16, "Arithmetic overflow error converting the value of %s to data type int.", d.name)
 	}
+	if d.typ == columnShort && len(converted.b) > shortItem {
+		converted.b = converted.b[:shortItem] // as SQL Server does
+	}
 	return converted, nil
 }
 
