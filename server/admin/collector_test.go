@@ -314,4 +314,13 @@ func TestAlertRules(t *testing.T) {
 	if len(names) < 5 {
 		t.Errorf("%d alerts", len(names))
 	}
+	board, err := os.ReadFile(filepath.FromSlash("../../deploy/monitoring/grafana-dashboard.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"aspstate_items_unreadable_total", "aspstate_quota_refusals_total", "aspstate_logins_refused_total", "aspstate_connections_refused_total"} {
+		if !strings.Contains(string(data), name) || !strings.Contains(string(board), name) {
+			t.Errorf("%s, which somebody has to look into, has no alert or is not on the dashboard", name)
+		}
+	}
 }
