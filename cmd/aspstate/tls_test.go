@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -186,4 +187,82 @@ func pemFile(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// A proxy that passes TLS on as it is sends its header in front of the handshake, in the clear.
+func TestProxyProtocolBeforeTLS(t *testing.T) {
+	ca := certify(t, "ca", nil)
+	certificate, clients := pemFile(t), filepath.Join(t.TempDir(), "clients.pem")
+	for path, a := range map[string]*authority{certificate: certify(t, "state", ca), clients: ca} {
+		if err := os.WriteFile(path, a.pem, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := start(t, "--mode=StateServer", "--tls-listen=127.0.0.1:0", "--tls-certificate="+certificate, "--tls-clients="+clients,
+		"--proxy-protocol=127.0.0.1", "--allow=192.0.2.0/24", "--log-level=debug")
+	found := regexp.MustCompile(`"serving TLS" address=(\S+) `).FindStringSubmatch(r.log.String())
+	if found == nil {
+		t.Fatalf("no TLS listener in the log:\n%s", r.log)
+	}
+	web := tlsClient(t, ca, certify(t, "web1", ca))
+	// visit sends a header, in front of the first bytes of TLS or by itself, and begins TLS behind it.
+	visit := func(header string, together bool) (*tls.Conn, error) {
+		t.Helper()
+		conn, err := net.Dial("tcp", found[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		conn.SetDeadline(time.Now().Add(patience))
+		if !together {
+			if _, err := io.WriteString(conn, header); err != nil {
+				t.Fatal(err)
+			}
+			header = ""
+		}
+		secured := tls.Client(&headed{conn, header}, web)
+		return secured, secured.Handshake()
+	}
+	item := bytes.Repeat([]byte("cart"), 50_000)
+	for _, together := range []bool{true, false} {
+		conn, err := visit("PROXY TCP4 192.0.2.7 10.9.0.1 40000 42424\r\n", together)
+		if err != nil {
+			t.Fatalf("in one piece %t: %v", together, err)
+		}
+		c := client.New(conn)
+		wantStatus(t, 200)(c.Set(shop, item, time.Minute, 0))
+		if a := wantStatus(t, 200)(c.Get(shop)); !bytes.Equal(a.Body, item) {
+			t.Errorf("in one piece %t: the session is another one", together)
+		}
+		// It is the client's address that the log names.
+		if _, err := io.WriteString(conn, "garbage\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		r.log.await(t, `msg="request refused" client=192.0.2.7:40000`)
+	}
+	// The allow list is about that address, too, and is asked before the handshake.
+	if _, err := visit("PROXY TCP4 198.51.100.1 10.9.0.1 40000 42424\r\n", true); err == nil {
+		t.Error("a client that allow does not list has made the TLS handshake")
+	}
+	r.log.await(t, `msg="connection refused: the address is not in the allow list" client=198.51.100.1`)
+	// Without the header TLS is no good.
+	if _, err := visit("", true); err == nil {
+		t.Error("TLS without a header is answered")
+	}
+	r.log.await(t, "setting=proxyProtocol")
+}
+
+// headed sends a header in front of its first bytes.
+type headed struct {
+	net.Conn
+	header string
+}
+
+func (h *headed) Write(p []byte) (int, error) {
+	if h.header == "" {
+		return h.Conn.Write(p)
+	}
+	_, err := h.Conn.Write(append([]byte(h.header), p...))
+	h.header = ""
+	return len(p), err
 }
