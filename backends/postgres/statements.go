@@ -10,8 +10,14 @@ package postgres
 //   - updated writes, and the rest is answered from judged.
 //
 // A row that somebody inserted or unlocked meanwhile is not visible to the statement. Its request is
-// answered with again, and goes into the next batch. In a store that was left (fence) nothing is written, and only what
-// was applied before is answered.
+// answered with again, and goes into the next batch.
+//
+// The server is to find rows by their key and to keep one plan. It compares plans by what it expects of them, and left to itself
+// it plans each batch anew, which costs several times what running it does, or keeps a plan that reads the table from
+// end to end because that was small. So it is told "n - n = 0", which is always true and which it takes for rare: then every batch seems to
+// be of one request, and no plan seems better than another.
+//
+// In a store that was left (fence) nothing is written, and only what was applied before is answered.
 //
 // Parameters: $1 application numbers, $2 session IDs, $3 operations or conditions, $4 lock cookies, $5 entries
 // for recent, $6 the stream, $7 what is too old for recent, $8 the statement's deadline, $9 the lock timeout.
@@ -52,7 +58,7 @@ const leftSQL = `EXISTS (SELECT FROM moves WHERE away AND stage >= 2)`
 const fence = `fence AS MATERIALIZED (SELECT EXISTS (SELECT FROM moves WHERE away AND stage >= 2 FOR KEY SHARE) AS moved)`
 
 // readSQL answers Get and ResetTimeout from a snapshot, unless there is something to write, or the session seems to have
-// expired: another statement may have renewed it and not be committed yet. The server plans it anew each time, so it is short.
+// expired: another statement may have renewed it and not be committed yet.
 const readSQL = `
 SELECT i.n,
        CASE WHEN ` + leftSQL + ` THEN CASE WHEN i.op = 1 AND position(i.token IN s.recent) > 0 THEN 9 ELSE 10 END
@@ -69,7 +75,8 @@ LEFT JOIN LATERAL (
     FROM sessions s
     WHERE s.app_id = i.app_id AND s.session_id = i.session_id
     OFFSET 0
-) s ON true`
+) s ON true
+WHERE n - n = 0`
 
 // foundEntry are the columns found, the entry of an earlier try, and own, where this stream's entry has its stream.
 const foundEntry = `
@@ -103,6 +110,7 @@ const touchSQL = `
 WITH ` + fence + `, input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::int4[], $5::bytea[])
         WITH ORDINALITY AS i (app_id, session_id, op, given, entry, n)
+    WHERE n - n = 0
 ), held AS MATERIALIZED (
     SELECT i.n, i.op, i.given, i.entry, s.app_id, s.session_id, s.expires, s.lock_date, s.lock_cookie, s.timeout, s.locked, s.flags,
         ` + foundEntry + `
@@ -183,6 +191,7 @@ const setSQL = `
 WITH ` + fence + `, input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::bytea[], $3::int4[], $4::int4[], $5::bytea[], $11::int8[], $12::int4[])
         WITH ORDINALITY AS i (app_id, session_id, cond, given, entry, new_timeout, mark, n)
+    WHERE n - n = 0
 ), held AS MATERIALIZED (
     SELECT i.*, s.expires, s.lock_date, s.lock_cookie, s.timeout, s.locked, s.flags,
         ` + foundEntry + `
