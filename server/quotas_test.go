@@ -146,6 +146,25 @@ func TestQuotaOfSessionsThatWereThere(t *testing.T) {
 	next.put("shop", "4", backends.Write{}, false)
 }
 
+// Of what others create a server learns with the next count: until then they pass a quota together, each by no more than it allows.
+func TestServersPassAQuotaBetweenCounts(t *testing.T) {
+	one, other := newQuotaRig(t, Quotas{Each: Quota{Sessions: 3}}), newQuotaRig(t, Quotas{Each: Quota{Sessions: 3}})
+	other.setRoute(newRoute(one.store))
+	for i := range 3 {
+		one.put("shop", fmt.Sprint("one", i), backends.Write{}, false)
+		other.put("shop", fmt.Sprint("other", i), backends.Write{}, false)
+	}
+	for _, r := range []*quotaRig{one, other} {
+		r.put("shop", "new", backends.Write{}, true)
+		r.sampler.Sample(t.Context())
+		if n := r.quotas.sessions("shop"); n != 6 {
+			t.Errorf("a count finds %d sessions, want 6", n)
+		}
+		r.put("shop", "new", backends.Write{}, true)
+		r.put("shop", "other0", backends.Write{}, false)
+	}
+}
+
 // What is created while the sessions are being counted is not forgotten.
 func TestCreatedDuringACount(t *testing.T) {
 	var q quotas
