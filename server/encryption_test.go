@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -382,6 +384,26 @@ func TestSealedItemsMove(t *testing.T) {
 	if item, err := r.Get(t.Context(), now(), r.session("2")); err != nil || string(item.Data) != "item 2" {
 		t.Errorf("after the switch it is %q, %v", item.Data, err)
 	}
+}
+
+// Who reads the state file finds nothing in it, and what is read from it opens as before.
+func TestStateFileHoldsSealedItems(t *testing.T) {
+	v := newVault(t)
+	v.write("shop", "1", "a secret of one user")
+	path := filepath.Join(t.TempDir(), "state")
+	if n, err := SaveState(t.Context(), v.store, path); n != 1 || err != nil {
+		t.Fatalf("saved %d sessions, %v", n, err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || bytes.Contains(data, []byte("secret")) || !bytes.Contains(data, v.kept("shop", "1").Data) {
+		t.Errorf("the file holds %q, %v", data, err)
+	}
+	v.store = memory.New(0)
+	v.setRoute(newRoute(v.store))
+	if n, err := LoadState(t.Context(), v.store, path); n != 1 || err != nil {
+		t.Fatalf("loaded %d sessions, %v", n, err)
+	}
+	v.reads("shop", "1", "a secret of one user")
 }
 
 // The threat model says so: what is found in a session is something that was written to it, though perhaps not the last.
