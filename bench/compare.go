@@ -41,6 +41,7 @@ type Figure struct {
 	Load   Load     `json:"load"`
 	Median Result   `json:"median"`
 	Rounds []Result `json:"rounds,omitempty"`
+	Disk   int64    `json:"disk,omitempty"` // bytes that the store's files grew by until the rounds began, without the log of writes
 	Value  float64  `json:"value,omitempty"`
 	Unit   string   `json:"unit,omitempty"`
 }
@@ -50,6 +51,7 @@ type contestant struct {
 	name string
 	send func(l Load) (Result, error)
 	fill func(l Load) error
+	disk func() int64 // nil where nothing is on disk
 }
 
 // bench is a run under way.
@@ -190,11 +192,18 @@ func (b *bench) store(name string, more ...string) (*server, error) {
 		if err != nil {
 			return nil, err
 		}
-		return startAspstate(b.program, "aspstate, SQLite", "sqlite:"+filepath.Join(dir, "aspstate.db"), more...)
+		file := filepath.Join(dir, "aspstate.db")
+		s, err := startAspstate(b.program, "aspstate, SQLite", "sqlite:"+file, more...)
+		if err == nil {
+			s.disk = func() int64 { return sqliteSize(file) }
+		}
+		return s, err
 	case "postgres":
-		s, err := startAspstate(b.program, "aspstate, PostgreSQL", b.newDatabase(), more...)
+		url := b.newDatabase()
+		s, err := startAspstate(b.program, "aspstate, PostgreSQL", url, more...)
 		if err == nil {
 			s.others = b.databaseProcesses
+			s.disk = func() int64 { return postgresSize(url) }
 		}
 		return s, err
 	}
@@ -203,14 +212,16 @@ func (b *bench) store(name string, more ...string) (*server, error) {
 
 // asp makes a contestant of a state server.
 func asp(s *server) contestant {
+	disk := func() int64 { return 0 }
+	if s.disk != nil {
+		empty := s.disk()
+		disk = func() int64 { return s.disk() - empty }
+	}
 	return contestant{
 		name: s.name,
-		send: func(l Load) (Result, error) {
-			r, err := l.send(s.address, newASPDialect(l.Size), s.pids, nil)
-			r.ServerRSS = s.rss()
-			return r, err
-		},
+		send: func(l Load) (Result, error) { return s.measured(l, newASPDialect(l.Size)) },
 		fill: func(l Load) error { return l.prepare(s.address, newASPDialect(l.Size)) },
+		disk: disk,
 	}
 }
 
@@ -223,9 +234,7 @@ func redis(s *server) contestant {
 			if err != nil {
 				return Result{}, err
 			}
-			r, err := l.send(s.address, d, s.pids, nil)
-			r.ServerRSS = s.rss()
-			return r, err
+			return s.measured(l, d)
 		},
 		fill: func(l Load) error {
 			d, err := newRedisDialect(s.address, l.Size)
@@ -242,7 +251,7 @@ func (b *bench) naive() contestant {
 	url := b.newDatabase()
 	return contestant{
 		name: "naive PostgreSQL",
-		send: func(l Load) (Result, error) { return l.sendNaive(url, b.databaseProcesses) },
+		send: func(l Load) (Result, error) { return l.sendNaive(url, metered(noProcesses, b.databaseProcesses)) },
 		fill: func(l Load) error {
 			l.Op = "fill"
 			l.Conns = min(l.Conns, 32)
@@ -261,7 +270,7 @@ func (b *bench) alternate(group string, l Load, contestants ...contestant) error
 // alternateLoads is alternate with a load for each contestant.
 func (b *bench) alternateLoads(group string, contestants []contestant, load func(i int) Load) error {
 	rounds := make([][]Result, len(contestants))
-	loads := make([]Load, len(contestants))
+	loads, disks := make([]Load, len(contestants)), make([]int64, len(contestants))
 	for i, c := range contestants {
 		loads[i] = load(i)
 		loads[i].Warm, loads[i].For = 500*time.Millisecond, b.round
@@ -272,6 +281,9 @@ func (b *bench) alternateLoads(group string, contestants []contestant, load func
 		}
 		if loads[i].Op == "poll" {
 			loads[i].first = 1 << 40
+		}
+		if c.disk != nil {
+			disks[i] = c.disk()
 		}
 	}
 	for range b.Rounds {
@@ -284,7 +296,7 @@ func (b *bench) alternateLoads(group string, contestants []contestant, load func
 		}
 	}
 	for i, c := range contestants {
-		f := Figure{Group: group, Name: c.name, Load: loads[i], Median: median(rounds[i]), Rounds: rounds[i]}
+		f := Figure{Group: group, Name: c.name, Load: loads[i], Median: median(rounds[i]), Rounds: rounds[i], Disk: disks[i]}
 		b.Figures = append(b.Figures, f)
 		fmt.Printf("%-28s %-50v %9.0f/s  p50 %-9v p99 %-9v p99.9 %-9v CPU %v + %v\n", f.Name, f.Load, f.Median.PerSecond,
 			short(f.Median.P50), short(f.Median.P99), short(f.Median.P999), short(f.Median.ServerCPU), short(f.Median.ClientCPU))

@@ -41,7 +41,16 @@ type Result struct {
 	Max       time.Duration `json:"max_ns"`
 	ServerCPU time.Duration `json:"server_cpu_ns"` // per unit, with its database
 	ClientCPU time.Duration `json:"client_cpu_ns"` // per unit
-	ServerRSS int64         `json:"server_rss"`    // bytes, at the end
+	ServerRSS int64         `json:"server_rss"`    // bytes, at the end, with its database
+
+	// Of a store with a database, that part of the above. Of all, per unit: bytes given to the file system, flushes of the disk, and bytes
+	// over the network, between client and server and between server and database.
+	DatabaseCPU time.Duration `json:"database_cpu_ns,omitempty"`
+	DatabaseRSS int64         `json:"database_rss,omitempty"`
+	Written     float64       `json:"written,omitempty"`
+	Flushes     float64       `json:"flushes,omitempty"`
+	Network     float64       `json:"network,omitempty"`
+
 	histogram Histogram
 }
 
@@ -49,9 +58,9 @@ type Result struct {
 // for want of load.
 const threads = 2
 
-// send sends the load to the server at the address. pids are the server's processes. open, where it
+// send sends the load to the server at the address, and meters the server. open, where it
 // is not nil, is called when all is done and the connections are still there.
-func (l Load) send(address string, d dialect, pids func() []int, open func()) (r Result, err error) {
+func (l Load) send(address string, d dialect, server meter, open func()) (r Result, err error) {
 	steps, ok := operations[l.Op]
 	if !ok {
 		return r, fmt.Errorf("there is no operation %q", l.Op)
@@ -97,9 +106,9 @@ func (l Load) send(address string, d dialect, pids func() []int, open func()) (r
 		close(ended)
 	}()
 	sleepUntil(from, ended)
-	server, client, begun := cpu(pids), ownCPU(), time.Now()
+	cost, client, begun := server(), ownCPU(), time.Now()
 	sleepUntil(to, ended)
-	serverCPU, clientCPU, took := server(), ownCPU()-client, time.Since(begun)
+	used, clientCPU, took := cost(), ownCPU()-client, time.Since(begun)
 	<-ended
 	if err := errors.Join(errs...); err != nil {
 		return r, err
@@ -107,7 +116,7 @@ func (l Load) send(address string, d dialect, pids func() []int, open func()) (r
 	for _, w := range workers {
 		r.histogram.Merge(&w.histogram)
 	}
-	r.finish(took, serverCPU, clientCPU)
+	r.finish(took, used, clientCPU)
 	if open != nil {
 		open()
 	}
@@ -143,16 +152,16 @@ func sleepUntil(t time.Time, ended <-chan struct{}) {
 	}
 }
 
-func nobody() []int { return nil }
-
 // finish computes the figures from the histogram.
-func (r *Result) finish(took, server, client time.Duration) {
+func (r *Result) finish(took time.Duration, used costs, client time.Duration) {
 	h := &r.histogram
 	r.Units = h.Count()
 	r.PerSecond = float64(r.Units) / took.Seconds()
 	r.P50, r.P99, r.P999, r.Max = h.Quantile(0.5), h.Quantile(0.99), h.Quantile(0.999), h.Quantile(1)
+	r.Written, r.Flushes, r.Network = perUnit(used.written, r.Units), perUnit(used.flushes, r.Units), perUnit(used.network, r.Units)
 	if r.Units > 0 {
-		r.ServerCPU = server / time.Duration(r.Units)
+		r.ServerCPU = used.server / time.Duration(r.Units)
+		r.DatabaseCPU = used.database / time.Duration(r.Units)
 		r.ClientCPU = client / time.Duration(r.Units)
 	}
 }
@@ -184,6 +193,12 @@ func median(results []Result) (m Result) {
 		ServerCPU: duration(func(r Result) time.Duration { return r.ServerCPU }),
 		ClientCPU: duration(func(r Result) time.Duration { return r.ClientCPU }),
 		ServerRSS: int64(of(func(r Result) float64 { return float64(r.ServerRSS) })),
+
+		DatabaseCPU: duration(func(r Result) time.Duration { return r.DatabaseCPU }),
+		DatabaseRSS: int64(of(func(r Result) float64 { return float64(r.DatabaseRSS) })),
+		Written:     of(func(r Result) float64 { return r.Written }),
+		Flushes:     of(func(r Result) float64 { return r.Flushes }),
+		Network:     of(func(r Result) float64 { return r.Network }),
 	}
 }
 

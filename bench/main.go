@@ -79,7 +79,7 @@ func runLoad(args []string) error {
 			return err
 		}
 	}
-	r, err := l.send(*address, d, pids, nil)
+	r, err := l.send(*address, d, metered(pids, noProcesses), nil)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ WHERE session_id = $1 AND lock_cookie = $2`
 )
 
 // sendNaive sends the load to a database, over a pool as wide as the load: cycle, get or fill, without a rate.
-func (l Load) sendNaive(url string, cpuOf func() []int) (r Result, err error) {
+func (l Load) sendNaive(url string, server meter) (r Result, err error) {
 	ctx := context.Background()
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -96,13 +96,13 @@ func (l Load) sendNaive(url string, cpuOf func() []int) (r Result, err error) {
 		})
 	}
 	time.Sleep(time.Until(from))
-	server, client, begun := cpu(cpuOf), ownCPU(), time.Now()
+	cost, client, begun := server(), ownCPU(), time.Now()
 	if l.Op != "fill" {
 		time.Sleep(time.Until(to))
 	} else {
 		running.Wait()
 	}
-	serverCPU, clientCPU, took := server(), ownCPU()-client, time.Since(begun)
+	used, clientCPU, took := cost(), ownCPU()-client, time.Since(begun)
 	running.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return r, err
@@ -110,7 +110,7 @@ func (l Load) sendNaive(url string, cpuOf func() []int) (r Result, err error) {
 	for i := range histograms {
 		r.histogram.Merge(&histograms[i])
 	}
-	r.finish(took, serverCPU, clientCPU)
+	r.finish(took, used, clientCPU)
 	return r, nil
 }
 

@@ -28,11 +28,12 @@ type server struct {
 	cmd     *exec.Cmd
 	log     *bytes.Buffer
 	others  func() []int // further processes that work for it: a database's
+	disk    func() int64 // bytes of its store's files, without the log of writes; nil where there are none
 }
 
 // start starts a program. It ends with this process, at the latest.
 func start(name, address, program string, args ...string) (*server, error) {
-	s := &server{name: name, address: address, cmd: exec.Command(program, args...), log: new(bytes.Buffer)}
+	s := &server{name: name, address: address, cmd: exec.Command(program, args...), log: new(bytes.Buffer), others: noProcesses}
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
@@ -206,14 +207,8 @@ func stat(pid int) ([]string, error) {
 	return fields, nil
 }
 
-// pids are the server's processes, and those that work for it.
-func (s *server) pids() []int {
-	pids := []int{s.cmd.Process.Pid}
-	if s.others != nil {
-		pids = append(pids, s.others()...)
-	}
-	return pids
-}
+// own is the server's process.
+func (s *server) own() []int { return []int{s.cmd.Process.Pid} }
 
 // cpu returns what tells the processor time that the processes have taken since. What a process has used that ends in between is lost.
 func cpu(pids func() []int) func() time.Duration {
@@ -239,11 +234,21 @@ func cpu(pids func() []int) func() time.Duration {
 }
 
 // rss is the memory of the server and its database that is in RAM, in bytes. Pages that several processes share count once.
-func (s *server) rss() (sum int64) {
-	for _, pid := range s.pids() {
+func (s *server) rss() int64 { return memory(s.own()) + memory(s.others()) }
+
+func memory(pids []int) (sum int64) {
+	for _, pid := range pids {
 		sum += memoryOf(pid, "smaps_rollup", "Pss:")
 	}
 	return sum
+}
+
+// measured sends a load with this server under the meter, and notes the memory at its end.
+func (s *server) measured(l Load, d dialect) (Result, error) {
+	r, err := l.send(s.address, d, metered(s.own, s.others), nil)
+	r.DatabaseRSS = memory(s.others())
+	r.ServerRSS = memory(s.own()) + r.DatabaseRSS
+	return r, err
 }
 
 // memoryOf is a figure in kB of a file in /proc/PID, in bytes.
