@@ -4,7 +4,8 @@
 //	bench load -addr HOST:PORT …   send a load to any state server, or with -dialect redis to a Redis
 //	bench floor -addr HOST:PORT    be the floor
 //	bench compare …                compare, and write the results
-//	bench report FILE              write the page and the charts of results again
+//	bench report FILE              write the pages and the charts of results again
+//	bench plan … FILE              tell what a farm needs, by the costs in results
 package main
 
 import (
@@ -27,7 +28,7 @@ func main() {
 }
 
 func run(args []string) error {
-	usage := errors.New("say load, floor, compare or report; -h after it tells its flags")
+	usage := errors.New("say load, floor, compare, report or plan; -h after it tells its flags")
 	if len(args) == 0 {
 		return usage
 	}
@@ -40,6 +41,8 @@ func run(args []string) error {
 		return runCompare(args[1:])
 	case "report":
 		return runReport(args[1:])
+	case "plan":
+		return runPlan(args[1:])
 	}
 	return usage
 }

@@ -1,16 +1,13 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"time"
 )
 
 func readRun(path string) (*Run, error) {
@@ -35,7 +32,7 @@ func writeRun(path string, r *Run) error {
 
 func runReport(args []string) error {
 	flags := flag.NewFlagSet("report", flag.ContinueOnError)
-	out := flags.String("out", "../docs", "the `folder` of performance.md and its charts")
+	out := flags.String("out", "../docs", "the `folder` of performance.md, its charts and capacity.md")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -54,7 +51,7 @@ func runReport(args []string) error {
 	return nil
 }
 
-// report is the page and its charts, by file name.
+// report is the page of what was measured, its charts, and the page of what farms need, by file name.
 func report(r *Run) map[string]string {
 	files := map[string]string{}
 	var page strings.Builder
@@ -95,8 +92,16 @@ func report(r *Run) map[string]string {
 		}
 		p("\n## %s%s\n", strings.ToUpper(g.about[:1]), g.about[1:])
 		if g.name == "scale" {
-			for _, name := range scaleCharts(figures, files) {
-				p("![%s](%s)\n", strings.TrimSuffix(name, ".svg"), name)
+			p("Throughput is said to bend where it reaches nine tenths of its best, and where it falls below (by size: below half). Memory is the server's: the database's is a setting, and in the table.\n")
+			for _, chart := range scaleCharts(figures) {
+				files[chart.file] = chart.svg
+				p("![%s](%s)\n", chart.title, chart.file)
+				for _, text := range chart.bends {
+					p("* %s", text)
+				}
+				if chart.bends != nil {
+					p("")
+				}
 			}
 		} else if name := "performance-" + g.name + ".svg"; figures[0].Unit == "" {
 			files[name] = groupChart(g.about, figures)
@@ -105,6 +110,9 @@ func report(r *Run) map[string]string {
 		table(p, figures)
 	}
 	files["performance.md"] = page.String()
+	if text := capacity(r); text != "" {
+		files["capacity.md"] = text
+	}
 	return files
 }
 
@@ -135,55 +143,4 @@ func groupChart(title string, figures []Figure) string {
 		values = append(values, f.Median.PerSecond)
 	}
 	return barChart(title+" (connections, per second)", "", names, values)
-}
-
-// scaleCharts draws throughput, p99 and memory over sizes, connections and sessions, and returns the names of the files.
-func scaleCharts(figures []Figure, files map[string]string) (names []string) {
-	base := Load{Op: "cycle", Conns: 32, Size: 1 << 10, Sessions: 10_000}
-	for _, axis := range []struct {
-		name string
-		of   func(l Load) int
-		on   func(l Load) bool
-		text func(v float64) string
-	}{
-		{"size", func(l Load) int { return l.Size }, func(l Load) bool { return l.Conns == base.Conns && (l.Sessions == base.Sessions || l.Size > 1<<10) },
-			func(v float64) string { return bytesText(int(v)) }},
-		{"connections", func(l Load) int { return l.Conns }, func(l Load) bool { return l.Size == base.Size && l.Sessions == base.Sessions },
-			func(v float64) string { return countText(int(v)) }},
-		{"sessions", func(l Load) int { return l.Sessions }, func(l Load) bool { return l.Size == base.Size && l.Conns == base.Conns },
-			func(v float64) string { return countText(int(v)) }},
-	} {
-		for _, measure := range []struct {
-			name, unit string
-			of         func(r Result) float64
-		}{
-			{"throughput", "page cycles per second", func(r Result) float64 { return r.PerSecond }},
-			{"memory", "MB of memory, with the database", func(r Result) float64 { return float64(r.ServerRSS) / (1 << 20) }},
-			{"p99", "p99 in µs", func(r Result) float64 { return float64(r.P99) / float64(time.Microsecond) }},
-		} {
-			byName := map[string]map[int]float64{}
-			for _, f := range figures {
-				if axis.on(f.Load) {
-					if byName[f.Name] == nil {
-						byName[f.Name] = map[int]float64{}
-					}
-					byName[f.Name][axis.of(f.Load)] = measure.of(f.Median)
-				}
-			}
-			var lines []series
-			for name, points := range byName {
-				line := series{name: name}
-				for x, y := range points {
-					line.points = append(line.points, [2]float64{float64(x), y})
-				}
-				slices.SortFunc(line.points, func(a, b [2]float64) int { return cmp.Compare(a[0], b[0]) })
-				lines = append(lines, line)
-			}
-			slices.SortFunc(lines, func(a, b series) int { return strings.Compare(a.name, b.name) })
-			name := "performance-" + axis.name + "-" + measure.name + ".svg"
-			files[name] = lineChart(fmt.Sprintf("%s by %s", measure.unit, axis.name), axis.name, measure.unit, lines, axis.text)
-			names = append(names, name)
-		}
-	}
-	return names
 }

@@ -123,7 +123,7 @@ func TestMedian(t *testing.T) {
 
 func TestTexts(t *testing.T) {
 	for got, want := range map[string]string{
-		bytesText(100): "100 B", bytesText(1 << 10): "1 KB", bytesText(1536): "1.5 KB", bytesText(10 << 20): "10 MB", bytesText(3 << 30): "3.0 GB",
+		bytesText(100): "100 B", bytesText(1 << 10): "1 KB", bytesText(1536): "1.5 KB", bytesText(10 << 20): "10 MB", bytesText(3 << 30): "3.0 GB", bytesText(2 << 40): "2 TB",
 		countText(999): "999", countText(1_000_000): "1,000,000", short(1_234_567).String(): "1.23ms", figureText(0.954): "0.95", figureText(250): "250",
 	} {
 		if got != want {

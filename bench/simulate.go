@@ -8,7 +8,7 @@ import (
 )
 
 // A simulation of page cycles, event by event. Connections send requests, which take processor time of the client and of the server and then pass
-// through the store. All share the machine's cores, first come, first served. It is there to see whether the costs that were measured
+// through the store. All share the machine's cores, and who waits for one gets it in random order: the schedulers of Linux and Go keep no other. It is there to see whether the costs that were measured
 // explain the throughput and the latencies that were measured.
 
 // machine is what the simulation knows: times in seconds, each for one request, of which a page cycle has two.
@@ -157,8 +157,10 @@ func (s *simulation) run(j job) {
 		if len(s.ready) == 0 {
 			s.idle++
 		} else {
-			next := s.ready[0]
-			s.ready = s.ready[1:]
+			i, last := s.random.IntN(len(s.ready)), len(s.ready)-1
+			next := s.ready[i]
+			s.ready[i] = s.ready[last]
+			s.ready = s.ready[:last]
 			s.run(next)
 		}
 		j.then()

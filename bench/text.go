@@ -5,6 +5,8 @@ import "fmt"
 // bytesText is a size as people write it: 1 KB is 1,024 bytes.
 func bytesText(n int) string {
 	switch {
+	case n >= 1<<40:
+		return trim(fmt.Sprintf("%.1f", float64(n)/(1<<40))) + " TB"
 	case n >= 1<<30:
 		return fmt.Sprintf("%.1f GB", float64(n)/(1<<30))
 	case n >= 1<<20:
