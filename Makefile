@@ -71,7 +71,7 @@ fuzz: go ## fuzz every target for FUZZTIME (1m) each
 bench: build redis postgresql ## compare with Redis, PostgreSQL and the possible, a quarter of an hour; BENCH='-only memory' for a part
 	cd bench && $(GO) run . compare -out quick.json $(BENCH)
 
-bench-all: build redis postgresql ## the same with a million sessions and many loads, more than an hour, and write docs/performance.md
+bench-all: build redis postgresql ## the same with a million sessions and many loads, more than an hour, and write docs/performance.md and docs/capacity.md
 	cd bench && $(GO) run . compare -full -rounds 5 -round 5s -out results.json $(BENCH) && $(GO) run . report results.json
 
 bench-go: go ## run the benchmarks of the packages
