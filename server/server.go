@@ -65,6 +65,7 @@ type Conn struct {
 	client  net.Addr // that a proxy has named; nil for none
 	early   []byte   // what has come with the proxy's header and is not read yet
 	tls     *tls.Conn
+	arrival arrival
 }
 
 // Retried reports whether the store was asked several times since the last call. Where it was, buffers with data for

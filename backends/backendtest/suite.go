@@ -26,7 +26,7 @@ const (
 	// hang is when a call that ought to have come back is given up.
 	hang = 10 * time.Second
 	// patience ends a case whose sessions are never unlocked.
-	patience = 2 * minute
+	patience = 4 * minute
 )
 
 // suite is one case at work: a fresh store, and one registered application.

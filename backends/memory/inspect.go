@@ -30,7 +30,7 @@ func (s *Store) Inspect(ctx context.Context, key backends.Key) (backends.Session
 func (s *Store) view(se *session, now time.Duration) backends.Session {
 	v := backends.Session{
 		Key:           se.key,
-		Data:          se.data,
+		Data:          se.item(),
 		Size:          len(se.data),
 		Created:       s.start.Add(se.created),
 		Timeout:       se.timeout,

@@ -1,7 +1,6 @@
 package memory
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 
@@ -111,7 +110,7 @@ func (s *Store) take(ctx context.Context, move string, from *backends.Session) (
 	if from.Timeout != backends.NeverExpires && from.Left < 0 {
 		return false, nil
 	}
-	data := bytes.Clone(from.Data) // not under the lock
+	data := string(from.Data) // not under the lock
 	sh := s.shard(from.Key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

@@ -45,6 +45,7 @@ func serveCommand(environ []string) *cobra.Command {
 	}
 	load := addSettings(cmd, environ)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		spare = make([]byte, spareSize)
 		is, err := asService(cmd.Context(), func(ctx context.Context, reload chan struct{}, log io.Writer, ready func()) error {
 			return serve(ctx, load, environ, io.Discard, log, reload, ready)
 		})
@@ -55,6 +56,13 @@ func serveCommand(environ []string) *cobra.Command {
 	}
 	return cmd
 }
+
+// spare is memory that is set aside and never touched, so that it costs addresses only (on Windows, a promise of memory, too).
+// The collector begins its work when as much garbage has come together as there is memory in use: with few sessions it
+// would work all the time.
+var spare []byte
+
+const spareSize = 64 << 20
 
 var errSecondSignal = errors.New("ended at once by a second signal; requests under way were not answered")
 

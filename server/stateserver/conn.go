@@ -1,11 +1,11 @@
 package stateserver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,9 +15,12 @@ import (
 )
 
 const (
-	// readBuffer is what every connection reads into: the head of a request and the
-	// beginning of its body, most often all of it.
-	readBuffer = 4 << 10
+	// readBuffer is what a request is read into: its head and the beginning of its body, most often all of it.
+	readBuffer = 16 << 10
+	// waitBuffer is what a connection reads into that cannot be asked whether anything has arrived.
+	waitBuffer = 4 << 10
+	// smallBody is the largest item that is not counted in limits.bodiesInFlight.
+	smallBody = 4 << 10
 	// bodyStep is how much of a body is set aside before any of it has arrived.
 	// The rest grows with what arrives, whatever length was announced.
 	bodyStep = 64 << 10
@@ -26,12 +29,18 @@ const (
 	smallAnswer = 32 << 10
 )
 
-// buffers are for answers and for items that do not fit in a connection's own buffer, so that a connection that waits for
-// a request holds none.
-var buffers = sync.Pool{New: func() any {
-	b := make([]byte, smallAnswer+1<<10) // and a head
-	return &b
-}}
+// Connections that wait for a request hold no buffers. inputs are for requests, buffers for answers and for items that do not
+// fit in an input.
+var (
+	inputs = sync.Pool{New: func() any {
+		b := make([]byte, readBuffer)
+		return &b
+	}}
+	buffers = sync.Pool{New: func() any {
+		b := make([]byte, smallAnswer+1<<10) // and a head
+		return &b
+	}}
+)
 
 // ids makes strings of session IDs, many in one piece of memory.
 type ids struct{ free []byte }
@@ -56,6 +65,7 @@ type conn struct {
 
 	in       []byte // in[r:w] has arrived and is not consumed
 	r, w     int
+	input    *[]byte // of inputs, which in is then; nil for none
 	borrowed *[]byte // of buffers, for an item on its way in; nil for none
 	ids      ids
 	watcher  func() (gone <-chan struct{}, stop func()) // watch
@@ -94,11 +104,12 @@ func (c *conn) awaitRequest() (arrived time.Time, ok bool) {
 	if !c.Idle(now) {
 		return now, false
 	}
+	c.skipLineEnds()
 	pipelined := c.r < c.w
 	if !pipelined {
 		c.r, c.w = 0, 0
-		if len(c.in) > readBuffer {
-			c.in = make([]byte, readBuffer) // an unusually long head is over
+		if c.input == nil && len(c.in) > waitBuffer {
+			c.in = nil // an unusually long head is over
 		}
 		// Setting a deadline costs about as much as parsing a request: an idle time
 		// that is up to a quarter short will do.
@@ -112,32 +123,76 @@ func (c *conn) awaitRequest() (arrived time.Time, ok bool) {
 		c.settings = c.srv.settings.Load() // they may have changed meanwhile
 	}
 	if pipelined {
-		runtime.Gosched() // web servers do not: it is the others' turn
+		time.Sleep(pipelinedEvery)
+		now = time.Now()
 	}
 	return now, c.Busy()
 }
 
+// pipelinedEvery is how long a request waits that was sent before the last was answered. Web servers send none: it is
+// the turn of others.
+const pipelinedEvery = 10 * time.Millisecond
+
 // fill reads what has arrived behind what is buffered.
 func (c *conn) fill() bool {
-	if c.w == len(c.in) {
-		if c.r > 0 {
-			c.w = copy(c.in, c.in[c.r:c.w])
-			c.r = 0
-		} else {
-			c.in = append(c.in, make([]byte, max(readBuffer, len(c.in)))...)
-		}
-	}
-	n, err := c.Read(c.in[c.w:])
+	n, err := c.ReadInto(c)
 	c.w += n
 	return n > 0 || err == nil
+}
+
+// Lend implements server.Space.
+func (c *conn) Lend(waits bool) []byte {
+	if !waits && c.input == nil && c.w-c.r < readBuffer {
+		c.input = inputs.Get().(*[]byte)
+		c.w = copy(*c.input, c.in[c.r:c.w])
+		c.in, c.r = *c.input, 0
+	}
+	if c.w == len(c.in) && c.r > 0 {
+		c.w = copy(c.in, c.in[c.r:c.w])
+		c.r = 0
+	} else if c.w == len(c.in) {
+		c.grow()
+	}
+	return c.in[c.w:]
+}
+
+// grow makes room behind a buffer that is full.
+func (c *conn) grow() {
+	larger := make([]byte, max(waitBuffer, 2*len(c.in)))
+	copy(larger, c.in)
+	c.in = larger
+	c.returnInput()
+}
+
+// Rest implements server.Space.
+func (c *conn) Rest() {
+	if c.input == nil {
+		return
+	}
+	c.in = bytes.Clone(c.in[c.r:c.w])
+	c.r, c.w = 0, len(c.in)
+	c.returnInput()
+}
+
+// returnInput has the buffer used again that in is no more.
+func (c *conn) returnInput() {
+	if c.input != nil {
+		inputs.Put(c.input)
+		c.input = nil
+	}
+}
+
+// skipLineEnds passes over line ends between requests, which some clients send.
+func (c *conn) skipLineEnds() {
+	for c.r < c.w && (c.in[c.r] == '\r' || c.in[c.r] == '\n') {
+		c.r++
+	}
 }
 
 // readHead waits for a whole head and parses it. The head is consumed.
 func (c *conn) readHead(arrived time.Time, req *request) error {
 	for {
-		for c.r < c.w && (c.in[c.r] == '\r' || c.in[c.r] == '\n') {
-			c.r++ // line ends between requests, which some clients send
-		}
+		c.skipLineEnds()
 		buf := c.in[c.r:c.w]
 		if len(buf) > 0 && (buf[0] < 'A' || buf[0] > 'Z') {
 			return errVerb // TLS, or no text at all: no need to wait for a line's end
@@ -163,12 +218,17 @@ var errGone = errors.New("connection ended within a request")
 // body reads a body of n bytes. The slice is good until the next request is read; what it takes of the memory for
 // items is held until Free.
 func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
-	if n <= int64(c.w-c.r) {
+	if n <= smallBody && n <= int64(c.w-c.r) {
 		body = c.in[c.r : c.r+int(n)]
 		c.r += int(n)
 		return body, nil
 	}
 	by := time.Now().Add(c.settings.ReadBody)
+	if n <= int64(c.w-c.r) {
+		body = c.in[c.r : c.r+int(n)]
+		c.r += int(n)
+		return body, c.Hold(ctx, by, n, n)
+	}
 	c.setReadDeadline(by)
 	c.Moving(true)
 	defer c.Moving(false)
@@ -178,8 +238,7 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 		}
 		c.borrowed = buffers.Get().(*[]byte)
 		body = (*c.borrowed)[:n]
-		buffered := copy(body, c.in[c.r:c.w])
-		c.r += buffered
+		buffered := c.take(body)
 		if _, err := io.ReadFull(c.Conn, body[buffered:]); err != nil {
 			return nil, errGone
 		}
@@ -194,8 +253,7 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 		grown := make([]byte, int64(have)+step)
 		copy(grown, body)
 		body = grown
-		buffered := copy(body[have:], c.in[c.r:c.w])
-		c.r += buffered
+		buffered := c.take(body[have:])
 		if _, err := io.ReadFull(c.Conn, body[have+buffered:]); err != nil {
 			return nil, errGone
 		}
@@ -203,13 +261,21 @@ func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
 	return body, nil
 }
 
+// take copies what is buffered of a body that has not arrived whole.
+func (c *conn) take(body []byte) int {
+	n := copy(body, c.in[c.r:c.w])
+	if c.r += n; c.r == c.w {
+		c.Rest() // until the rest is there
+	}
+	return n
+}
+
 // returnBuffers has the buffers that an item came in used again, if the store is done with them. It may have an item still
 // after a failure, and while an earlier try of the same request is under way.
 func (c *conn) returnBuffers(done bool) {
 	if !done {
-		fresh := make([]byte, len(c.in))
-		c.r, c.w = 0, copy(fresh, c.in[c.r:c.w])
-		c.in = fresh
+		c.in = bytes.Clone(c.in[c.r:c.w])
+		c.r, c.w, c.input = 0, len(c.in), nil
 	} else if c.borrowed != nil {
 		buffers.Put(c.borrowed)
 	}
@@ -250,7 +316,7 @@ func (c *conn) send(ctx context.Context, now time.Time, resp *response) error {
 		c.SetWriteDeadline(c.writeBy)
 	}
 	defer c.Free()
-	if len(resp.data) > readBuffer {
+	if len(resp.data) > smallBody {
 		if err := c.Hold(ctx, c.writeBy, int64(len(resp.data)), int64(len(resp.data))); err != nil {
 			return err
 		}
@@ -279,7 +345,8 @@ func (c *conn) linger() {
 	}
 	c.setReadDeadline(time.Now().Add(lingerFor))
 	for rest := maxLinger; rest > 0; {
-		n, err := c.Read(c.in)
+		c.r, c.w = 0, 0
+		n, err := c.ReadInto(c)
 		if rest -= n; err != nil {
 			return
 		}

@@ -68,12 +68,13 @@ func (s *Server) Configure(settings Settings) { s.settings.Store(&settings) }
 
 // Handle serves one connection until it ends; it is a server.Server's Handle.
 func (s *Server) Handle(ctx context.Context, nc *server.Conn) {
-	c := &conn{Conn: nc, srv: s, in: make([]byte, readBuffer)}
+	c := &conn{Conn: nc, srv: s}
 	c.watcher = c.watch
 	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		c.client = tcp.AddrPort().Addr()
 	}
 	c.serve(ctx)
+	c.returnInput()
 }
 
 // readRequest reads one request and carries it out. An error means that the
