@@ -49,9 +49,6 @@ func TestSwitch(t *testing.T) {
 		})
 	})
 	t.Run("two servers from SQL Server to SQL Server", func(t *testing.T) {
-		if os.Getenv("ASPSTATE_TEST_LONG") == "" {
-			t.Skip("servers give up a database that takes five seconds to open, as Babelfish may on a busy machine: make test-all runs it, with ASPSTATE_TEST_LONG=1")
-		}
 		several(t, rand.Uint64, 1, store{slow: true}, func(t *testing.T, s store, rng *rand.Rand) {
 			a, b := sqlserver(t), sqlserver(t)
 			switchHistory(t, s, rng, 2, a, b)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/golang-migrate/migrate/v4/database"
 	mssql "github.com/microsoft/go-mssqldb"
+	"github.com/microsoft/go-mssqldb/msdsn"
 )
 
 //go:embed sqlserver
@@ -29,17 +30,20 @@ var sqlserverFiles embed.FS
 // splits files at GO, keeps the version in the table of requests, and does everything in one transaction: a step that
 // fails leaves nothing behind, and no schema is ever dirty.
 func SQLServer(ctx context.Context, connectionString string) (*Migrator, *sql.DB, error) {
-	connector, err := mssql.NewConnector(connectionString)
+	config, err := msdsn.Parse(connectionString)
 	if err != nil {
 		return nil, nil, fmt.Errorf("migrate: %w", err)
 	}
-	return newSQLServer(ctx, sql.OpenDB(connector), sqlserverFiles, "sqlserver")
+	if config.Database == "" {
+		config.Database = "ASPState" // as for the store, and not the login's default database
+	}
+	return newSQLServer(ctx, sql.OpenDB(mssql.NewConnectorConfig(config)), sqlserverFiles, "sqlserver")
 }
 
 func newSQLServer(ctx context.Context, db *sql.DB, files fs.FS, folder string) (*Migrator, *sql.DB, error) {
 	latest, err := latestVersion(files, folder)
 	if err == nil {
-		err = db.PingContext(ctx)
+		err = withRemedy(db.PingContext(ctx))
 	}
 	if err != nil {
 		db.Close()
@@ -201,7 +205,26 @@ func (a *aspState) String() string {
 
 func sqlserverStatus(ctx context.Context, q querier) (Status, error) {
 	a, err := inspect(ctx, q)
-	return Status{Version: a.version, Found: a.String()}, err
+	return Status{Version: a.version, Found: a.String()}, withRemedy(err)
+}
+
+// withRemedy adds to an error of the server what the login lacks. Babelfish (4.3) has no numbers for that.
+func withRemedy(err error) error {
+	const roles = "the login needs the roles db_ddladmin, db_datareader and db_datawriter in this database: ALTER ROLE db_ddladmin ADD MEMBER …"
+	e, ok := errors.AsType[mssql.Error](err)
+	if !ok {
+		return err
+	}
+	opened := !slices.ContainsFunc(e.All, func(e mssql.Error) bool { return e.Number == 4060 || e.Number == 4064 })
+	switch {
+	case !opened, e.Number == 4060, e.Number == 4064, e.Number == 911, e.Number == 916, strings.Contains(e.Message, "Cannot open database"):
+		return fmt.Errorf("%w (make the database, and the login one of its users: CREATE USER … FOR LOGIN …)", err)
+	case slices.Contains([]int32{229, 230, 262, 297, 300, 1088, 2760, 3701}, e.Number), strings.HasPrefix(e.Message, "permission denied "), strings.HasPrefix(e.Message, "must be owner "):
+		return fmt.Errorf("%w (%s)", err, roles)
+	case slices.Contains([]int32{18450, 18451, 18452, 18456, 18461, 18470, 18486, 18487, 18488}, e.Number):
+		return fmt.Errorf("%w (check the login, its password, and whether the server takes this kind of authentication)", err)
+	}
+	return err
 }
 
 // sqlserverDriver runs migrations for golang-migrate. From Lock to Unlock everything is one transaction.
@@ -227,7 +250,7 @@ func (d *sqlserverDriver) Lock() error {
 		d.state, err = inspect(context.Background(), tx)
 	}
 	if err != nil {
-		return errors.Join(err, tx.Rollback())
+		return errors.Join(withRemedy(err), tx.Rollback())
 	}
 	d.tx, d.failed = tx, false
 	return nil
@@ -267,7 +290,7 @@ func (d *sqlserverDriver) Run(file io.Reader) error {
 	}
 	for _, batch := range batches(string(text), d.state.adopted, d.state.babelfish) {
 		if _, err := d.tx.Exec(batch); err != nil {
-			return fmt.Errorf("%s: %w", firstLine(batch), err)
+			return fmt.Errorf("%s: %w", firstLine(batch), withRemedy(err))
 		}
 	}
 	d.failed = false
@@ -337,7 +360,7 @@ func (d *sqlserverDriver) SetVersion(version int, dirty bool) error {
 func (d *sqlserverDriver) exec(batch string) error {
 	_, err := d.tx.Exec(batch)
 	d.failed = d.failed || err != nil
-	return err
+	return withRemedy(err)
 }
 
 // Version is the schema's when the migration began.

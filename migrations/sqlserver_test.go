@@ -5,12 +5,15 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	neturl "net/url"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/fstest"
+
+	mssql "github.com/microsoft/go-mssqldb"
 
 	"aspstate/backends/sqlserver/mssqltest"
 )
@@ -141,6 +144,30 @@ func TestSQLServerFindsWhatTheDatabaseHolds(t *testing.T) {
 	azure[9] = "SessionItemLong varbinary"
 	if err := (&aspState{objects: all, columns: azure}).refuse(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestSQLServerErrorsNameTheirRemedy(t *testing.T) {
+	for _, test := range []struct {
+		err  mssql.Error
+		says string
+	}{
+		{mssql.Error{Number: 262, Message: "CREATE TABLE permission denied in database 'ASPState'."}, "db_ddladmin"},
+		{mssql.Error{Number: 2760, Message: `The specified schema name "dbo" either does not exist or you do not have permission to use it.`}, "db_ddladmin"},
+		{mssql.Error{Number: 3701, Message: "Cannot drop the table 'dbo.ASPStateRequests', because it does not exist or you do not have permission."}, "db_ddladmin"},
+		{mssql.Error{Number: 229, Message: "The SELECT permission was denied on the object 'ASPStateRequests'"}, "db_datareader"},
+		{mssql.Error{Number: 18456, Message: "Login failed for user 'x'."}, "check the login"},
+		{mssql.Error{Number: 18456, Message: "Login failed for user 'x'.", All: []mssql.Error{{Number: 4060}, {Number: 18456}}}, "CREATE USER"},
+		{mssql.Error{Number: 916, Message: `The server principal "x" is not able to access the database "ASPState" under the current security context.`}, "CREATE USER"},
+		{mssql.Error{Number: 2714, Message: "There is already an object named 'ASPStateRequests' in the database."}, ""},
+	} {
+		err := withRemedy(test.err)
+		if _, ok := errors.AsType[mssql.Error](err); !ok || !strings.Contains(err.Error(), test.says) || (test.says == "") != (err.Error() == test.err.Error()) {
+			t.Errorf("%v becomes %v, want %q", test.err, err, test.says)
+		}
+	}
+	if withRemedy(nil) != nil {
+		t.Error("success becomes an error")
 	}
 }
 
@@ -296,5 +323,46 @@ func TestSQLServerRefusesTempdb(t *testing.T) {
 	must(t, err)
 	if _, ok := errors.AsType[*SchemaError](s.Err()); !ok || !strings.Contains(s.Found, "tempdb") {
 		t.Fatalf("the status is %+v", s)
+	}
+}
+
+func TestSQLServerMigrationByAForeignLoginSaysWhatItLacks(t *testing.T) {
+	url := mssqltest.Database(t)
+	login, _ := mssqltest.Login(t, url)
+	m, db := mustSQLServer(t, login)
+	if err := m.Up(t.Context()); err == nil || !strings.Contains(err.Error(), "db_ddladmin") {
+		t.Errorf("up: %v", err)
+	}
+	if got := objectsOf(t, db); got != "" {
+		t.Errorf("there is %s", got)
+	}
+	owner, _ := mustSQLServer(t, url)
+	must(t, owner.Up(t.Context()))
+	if _, err := m.Status(t.Context()); err != nil && !strings.Contains(err.Error(), "db_datareader") { // SQL Server shows such a login nothing
+		t.Errorf("status: %v", err)
+	}
+	if err := m.Down(t.Context()); err != nil && !strings.Contains(err.Error(), "db_ddladmin") {
+		t.Errorf("down: %v", err)
+	}
+	wantFound(t, owner, 1, "ASPState, made by aspstate")
+}
+
+// A URL without a database means ASPState, as for the store, and not the login's default database.
+func TestSQLServerMigrationDefaultsToASPState(t *testing.T) {
+	url, err := neturl.Parse(mssqltest.Database(t))
+	must(t, err)
+	q := url.Query()
+	q.Del("database")
+	url.RawQuery = q.Encode()
+	var name string
+	_, db, err := SQLServer(t.Context(), url.String())
+	if err == nil { // there is one
+		defer db.Close()
+		must(t, db.QueryRow("SELECT DB_NAME()").Scan(&name))
+		if !strings.EqualFold(name, "ASPState") {
+			t.Fatalf("the migrator works in %s", name)
+		}
+	} else if !strings.Contains(err.Error(), "make the database") {
+		t.Fatal(err)
 	}
 }

@@ -1,6 +1,7 @@
 package sqlserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,10 +28,11 @@ func failure(err error) error {
 	// ends, which may happen between a commit and its answer.
 	notApplied := fromServer && e.Class < 20 || network && op.Op == "dial"
 	if fromServer {
-		if remedy, permanent := remedy(e); permanent {
-			if remedy != "" {
-				err = fmt.Errorf("%w (%s)", err, remedy)
-			}
+		remedy, permanent := remedy(e)
+		if remedy != "" {
+			err = fmt.Errorf("%w (%s)", err, remedy)
+		}
+		if permanent {
 			err = fmt.Errorf("%w: %w", err, backends.ErrPermanent)
 		}
 	}
@@ -44,32 +46,58 @@ func failure(err error) error {
 	return err
 }
 
-// denied is the text of error 229: the right and the object.
-var denied = regexp.MustCompile(`The ([A-Z]+) permission was denied on the (?:object|column '[^']*' of the object) '([^']*)'`)
+// denied is the text of errors 229 and 230: the right, the object and its schema.
+var denied = regexp.MustCompile(`The ([A-Z]+) permission was denied on the (?:object|column '[^']*' of the object) '([^']*)'(?:, database '[^']*', schema '([^']*)')?`)
 
-const grants = "GRANT SELECT, INSERT, UPDATE, DELETE ON dbo.ASPStateTempSessions, dbo.ASPStateTempApplications and dbo.ASPStateRequests"
+// babelfishNumber is what Babelfish (4.3) sends for errors of PostgreSQL that it has no number of SQL Server for.
+const babelfishNumber = 33557097
 
-// remedy reports whether no retry mends the error, and what does.
+const (
+	tables = "dbo.ASPStateTempSessions, dbo.ASPStateTempApplications and dbo.ASPStateRequests"
+	grants = "GRANT SELECT, INSERT, UPDATE, DELETE ON " + tables
+	user   = "CREATE USER … FOR LOGIN …"
+
+	checkLogin = "check the login, its password, and whether the server takes this kind of authentication"
+)
+
+// notLetIn is PostgreSQL's text about a login that is not let in, after the driver's prefix.
+var notLetIn = regexp.MustCompile(`^login error: (role ".*" does not exist|.*authentication failed)`)
+
+// remedy says what mends the error, and reports whether no retry does.
 func remedy(e mssql.Error) (remedy string, permanent bool) {
+	const noDatabase = "the database is missing or starting, or the login is none of its users: " + user
 	for _, all := range e.All {
 		if all.Number == 4060 || all.Number == 4064 { // comes with 18456, also while the database starts or fails over
-			return "", false
+			return noDatabase, false
 		}
 	}
 	switch e.Number {
+	case 4060, 4064, 911:
+		return noDatabase, false
 	case 207, 208, 213, 2812: // no such column, object, procedure
 		return "run: aspstate migrate up", true
 	case 229, 230:
 		if m := denied.FindStringSubmatch(e.Message); m != nil {
-			return fmt.Sprintf("the login needs: GRANT %s ON dbo.%s", m[1], m[2]), true
+			return fmt.Sprintf("the login needs: GRANT %s ON %s.%s", m[1], cmp.Or(m[3], "dbo"), m[2]), true
 		}
 		return "the login needs: " + grants, true
-	case 262, 297, 300, 916:
-		return "the login needs more rights in the database", true
+	case 916:
+		return "the login is no user of the database: " + user + ", and " + grants, true
+	case 262, 297, 300:
+		return "the login needs more rights in the database: " + grants, true
 	case 18456, 18452, 18450, 18451, 18461, 18470, 18486, 18487, 18488:
-		return "check the login, its password, and whether the server takes this kind of authentication", true
+		return checkLogin, true
 	case 102, 156, 201, 245, 334, 468, 515, 547, 2628, 8114, 8144, 8152:
 		return "", true
+	case babelfishNumber:
+		switch {
+		case strings.HasPrefix(e.Message, "permission denied "):
+			return "the login needs: " + grants, true
+		case strings.HasPrefix(e.Message, "login error: Cannot open database"):
+			return noDatabase, false
+		case notLetIn.MatchString(e.Message):
+			return checkLogin, true
+		}
 	}
 	return "", false
 }
