@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -121,24 +122,24 @@ func recognize(text, dir string) (ConnectionString, error) {
 	if err != nil || pairs.get(serverKeys) == "" {
 		return ConnectionString{}, errors.New("it has no form that aspstate knows (its text is not shown, it may hold a password)")
 	}
-	named := pairs.get(catalogKeys) != ""
-	verified := pairs["encrypt"] != "" || isThisMachine(pairs.get(serverKeys))
-	switch {
-	case strings.ContainsAny(text, `'"`):
-		if !named {
-			pairs["initial catalog"] = "ASPState" // as in web.config
+	add := func(key, value string) {
+		if strings.ContainsAny(text, `'"`) {
+			pairs[strings.ToLower(key)] = value
+		} else {
+			text = strings.TrimRight(text, "; ") + ";" + key + "=" + value
 		}
-		if !verified {
-			pairs["encrypt"] = "true"
-		}
+	}
+	if pairs.get(catalogKeys) == "" {
+		add("Initial Catalog", "ASPState") // as in web.config
+	}
+	if pairs["encrypt"] == "" && !isThisMachine(pairs.get(serverKeys)) {
+		add("Encrypt", "true")
+	}
+	if runtime.GOOS != "windows" && pairs.integrated() {
+		add("Authenticator", "krb5") // as .NET does; the driver would log in with no name
+	}
+	if strings.ContainsAny(text, `'"`) {
 		text = pairs.text()
-	default:
-		if !named {
-			text = strings.TrimRight(text, "; ") + ";Initial Catalog=ASPState"
-		}
-		if !verified {
-			text = strings.TrimRight(text, "; ") + ";Encrypt=true"
-		}
 	}
 	return ConnectionString{Backend: SQLServer, text: text}, nil
 }
@@ -239,6 +240,13 @@ func (a ado) get(keys []string) string {
 		}
 	}
 	return ""
+}
+
+// integrated reports whether the settings ask for the process's own account: by their names for it, and without a login.
+func (a ado) integrated() bool {
+	asked := strings.ToLower(a.get([]string{"integrated security", "trusted_connection"}))
+	login := a.get([]string{"user id", "uid", "user"}) != "" && a.get([]string{"password", "pwd"}) != ""
+	return slices.Contains([]string{"sspi", "true", "yes"}, asked) && !login && a["authenticator"] == ""
 }
 
 // text writes the settings as go-mssqldb reads them. It knows no single quotes, and takes double ones

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -55,6 +56,10 @@ func TestConnectionStringsHidePasswords(t *testing.T) {
 }
 
 func TestRecognize(t *testing.T) {
+	ownAccount := ";Authenticator=krb5"
+	if runtime.GOOS == "windows" {
+		ownAccount = "" // winsspi is the driver's default
+	}
 	for text, want := range map[string]struct {
 		backend Backend
 		text    string
@@ -67,10 +72,14 @@ func TestRecognize(t *testing.T) {
 		"Data Source=h":       {SQLServer, "Data Source=h;Initial Catalog=ASPState;Encrypt=true"},
 		"data source=h;":      {SQLServer, "data source=h;Initial Catalog=ASPState;Encrypt=true"},
 		"Server=h;Database=d": {SQLServer, "Server=h;Database=d;Encrypt=true"},
-		"addr=h;INITIAL CATALOG=d;Trusted_Connection=yes": {SQLServer, "addr=h;INITIAL CATALOG=d;Trusted_Connection=yes;Encrypt=true"},
-		"network address='h'":                             {SQLServer, "encrypt=true;initial catalog=ASPState;network address=h"},
-		`Server=h;Database='a;b';pwd='x''y"z'`:            {SQLServer, `database="a;b";encrypt=true;pwd="x'y""z";server=h`},
-		`Server=h;pwd=x"y;Database=" d"`:                  {SQLServer, `database=" d";encrypt=true;pwd="x""y";server=h`},
+		"addr=h;INITIAL CATALOG=d;Trusted_Connection=yes":                 {SQLServer, "addr=h;INITIAL CATALOG=d;Trusted_Connection=yes;Encrypt=true" + ownAccount},
+		"Server=.;Database=d;Integrated Security=SSPI;User ID=x":          {SQLServer, "Server=.;Database=d;Integrated Security=SSPI;User ID=x" + ownAccount},
+		"Server=.;Database=d;Integrated Security=False":                   {SQLServer, "Server=.;Database=d;Integrated Security=False"},
+		`Server=.;Database=d;Integrated Security=true;Uid=D\x;Pwd=y`:      {SQLServer, `Server=.;Database=d;Integrated Security=true;Uid=D\x;Pwd=y`},
+		"Server=.;Database=d;Integrated Security=true;authenticator=ntlm": {SQLServer, "Server=.;Database=d;Integrated Security=true;authenticator=ntlm"},
+		"network address='h'":                  {SQLServer, "encrypt=true;initial catalog=ASPState;network address=h"},
+		`Server=h;Database='a;b';pwd='x''y"z'`: {SQLServer, `database="a;b";encrypt=true;pwd="x'y""z";server=h`},
+		`Server=h;pwd=x"y;Database=" d"`:       {SQLServer, `database=" d";encrypt=true;pwd="x""y";server=h`},
 		// Whoever answers is who they say they are, unless the text leaves that open or nobody else can answer.
 		"postgres://u:p@h1:5432,localhost/d?connect_timeout=3": {Postgres, "postgres://u:p@h1:5432,localhost/d?connect_timeout=3&sslmode=verify-full"},
 		"postgres://h/d?sslmode=disable":                       {Postgres, "postgres://h/d?sslmode=disable"},

@@ -15,6 +15,7 @@ import (
 
 	"github.com/golang-migrate/migrate/v4/database"
 	mssql "github.com/microsoft/go-mssqldb"
+	"github.com/microsoft/go-mssqldb/integratedauth"
 	"github.com/microsoft/go-mssqldb/msdsn"
 )
 
@@ -36,6 +37,11 @@ func SQLServer(ctx context.Context, connectionString string) (*Migrator, *sql.DB
 	}
 	if config.Database == "" {
 		config.Database = "ASPState" // as for the store, and not the login's default database
+	}
+	if name, named := config.Parameters["authenticator"]; named {
+		if _, err := integratedauth.GetIntegratedAuthenticator(config); err != nil {
+			return nil, nil, fmt.Errorf("migrate: authenticator=%s: %w (aspstate check says what it needs)", name, err)
+		}
 	}
 	return newSQLServer(ctx, sql.OpenDB(mssql.NewConnectorConfig(config)), sqlserverFiles, "sqlserver")
 }

@@ -199,3 +199,44 @@ func TestCallsEndWithTheirContext(t *testing.T) {
 		t.Fatalf("GetExclusive tried again: cookie %d, %v", item.LockCookie, err)
 	}
 }
+
+// The sweeper leaves a session whose row a request holds for the next time, and does not wait for it.
+func TestSweeperPassesOverRowsThatAreHeld(t *testing.T) {
+	s := testStore(t)
+	for _, id := range []string{"a", "held", "z"} {
+		if err := s.Set(t.Context(), backends.Key{App: 1, ID: id}, backends.Token{id[0]}, backends.Write{Data: []byte("x"), Timeout: -1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tx, err := s.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("UPDATE dbo.ASPStateTempSessions SET Flags = Flags WHERE SessionId LIKE 'held%'"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience/2)
+	defer cancel()
+	n, err := s.DeleteExpired(ctx, 10)
+	if errors.Is(err, context.DeadlineExceeded) && babelfish(t, s) {
+		t.Skip("Babelfish ignores READPAST: its sweeper waits for the rows that requests hold. On SQL Server this test has to pass")
+	}
+	if n != 2 || err != nil {
+		t.Fatalf("DeleteExpired beside a row that is held: %d, %v; want 2", n, err)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.DeleteExpired(t.Context(), 10); n != 1 || err != nil {
+		t.Fatalf("DeleteExpired afterwards: %d, %v; want 1", n, err)
+	}
+}
+
+func babelfish(t *testing.T, s *Store) (is bool) {
+	t.Helper()
+	if err := s.db.QueryRow(`SELECT CASE WHEN SERVERPROPERTY('Babelfish') IS NULL THEN 0 ELSE 1 END`).Scan(&is); err != nil {
+		t.Fatal(err)
+	}
+	return is
+}

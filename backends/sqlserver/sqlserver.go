@@ -11,6 +11,8 @@ import (
 	"time"
 
 	mssql "github.com/microsoft/go-mssqldb"
+	"github.com/microsoft/go-mssqldb/integratedauth"
+	_ "github.com/microsoft/go-mssqldb/integratedauth/krb5" // authenticator=krb5; ntlm, and winsspi on Windows, come with the driver
 	"github.com/microsoft/go-mssqldb/msdsn"
 
 	"aspstate/backends"
@@ -88,8 +90,25 @@ func parse(connectionString string) (config msdsn.Config, connections int, err e
 	}
 	config.ConnTimeout = 0
 	config.DisableRetry = true // the driver cannot know what a batch did whose connection failed
-	return config, connections, nil
+	return config, connections, checkAuthenticator(config)
 }
+
+// checkAuthenticator tells now what integrated authentication lacks here, and not with the first connection.
+func checkAuthenticator(config msdsn.Config) error {
+	name, named := config.Parameters["authenticator"]
+	if !named {
+		return nil
+	}
+	if _, err := integratedauth.GetIntegratedAuthenticator(config); err != nil {
+		return fmt.Errorf("authenticator=%s: %w (%s)", name, err, authenticators)
+	}
+	return nil
+}
+
+const authenticators = "Integrated Security is that of the process's account on Windows (authenticator=winsspi); elsewhere it is Kerberos, authenticator=krb5, with a " +
+	"keytab (User ID=…;krb5-realm=…;krb5-keytabfile=FILE) or a ticket of kinit (krb5-credcachefile=FILE or KRB5CCNAME) and krb5-configfile=/etc/krb5.conf, " +
+	`or authenticator=ntlm with User ID=DOMAIN
+ame and Password`
 
 // presentSQL answers how many of the tables the login can see.
 const presentSQL = `SELECT COUNT(*) FROM sys.objects WHERE schema_id = SCHEMA_ID('dbo')

@@ -10,6 +10,9 @@ import (
 	"log/slog"
 	"math"
 	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -234,5 +237,50 @@ func TestUnverifiedServerIsRefused(t *testing.T) {
 	_, err := Open(t.Context(), "sqlserver://x:y@"+foreign.Listener.Addr().String()+"?encrypt=strict&database=x", slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "certificate=FILE") {
 		t.Fatalf("Open: %v", err)
+	}
+}
+
+// The ways of integrated authentication that the driver offers are there, and say at once what they lack.
+func TestIntegratedAuthentication(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	t.Setenv("KRB5_CONFIG", filepath.Join(dir, "none.conf"))
+	t.Setenv("KRB5CCNAME", "")
+	t.Setenv("KRB5_KTNAME", "")
+	conf := file("krb5.conf", "[libdefaults]\n default_realm = EXAMPLE.COM\n")
+	keytab, broken := file("aspstate.keytab", ""), file("broken.conf", "[libdefaults]\n default_realm\n")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	const kerberos = "Server=db;Database=d;Integrated Security=SSPI;authenticator=krb5"
+	for text, says := range map[string]string{
+		kerberos:                                "none.conf",
+		kerberos + ";krb5-configfile=" + broken: "krb5 config",
+		kerberos + ";krb5-configfile=" + conf:   "failed to create krb5 client from login parameters",
+		kerberos + ";krb5-configfile=" + conf + ";krb5-credcachefile=" + dir + "/none":        "krb5-credcachefile does not exist",
+		kerberos + ";krb5-configfile=" + conf + ";User ID=x;krb5-keytabfile=" + dir + "/none": "krb5-keytabfile does not exist",
+		"Server=db;Database=d;authenticator=kerberos":                                         "provider kerberos not found",
+		"Server=db;Database=d;authenticator=ntlm;User ID=x;Password=s3cret":                   "invalid username x",
+	} {
+		_, err := Open(ended, text, slog.New(slog.DiscardHandler)) // waits for no server
+		if !errors.Is(err, backends.ErrPermanent) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "krb5-keytabfile=FILE") || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v; want %q", text, err, says)
+		}
+	}
+	for _, text := range []string{
+		kerberos + ";krb5-configfile=" + conf + ";User ID=x;krb5-keytabfile=" + keytab,
+		kerberos + ";krb5-configfile=" + conf + ";krb5-credcachefile=" + keytab,
+		"sqlserver://x:y@db?authenticator=krb5&krb5-realm=EXAMPLE.COM&krb5-configfile=" + url.QueryEscape(conf),
+		`Server=db;Database=d;authenticator=ntlm;User ID=DOMAIN\x;Password=y`,
+		`Server=db;Database=d;User ID=DOMAIN\x;Password=y`,
+	} {
+		if _, _, err := parse(text); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
