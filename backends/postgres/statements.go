@@ -183,8 +183,8 @@ SELECT i.n, CASE
         WHEN i.op <= 2 AND s.locked THEN 2
         ELSE 6 END,
     clock_timestamp(), NULL, s.lock_cookie, s.lock_date, s.timeout, false, NULL, NULL
-FROM fence f CROSS JOIN input i LEFT JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id
-WHERE NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)`
+FROM fence f CROSS JOIN (SELECT * FROM input WHERE n NOT IN (SELECT n FROM held) OFFSET 0) i
+LEFT JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id`
 
 // setSQL stores items ($10 data, $11 timeouts, $12 marks).
 const setSQL = `
@@ -244,7 +244,7 @@ WITH ` + fence + `, input AS MATERIALIZED (
             ELSE t.now + (t.new_timeout + greatest(0, least(t.new_timeout / 20, 60000))) * interval '1 millisecond' END AS new_expires
         FROM (
             SELECT i.*, clock_timestamp() AS now FROM input i CROSS JOIN fence f
-            WHERE NOT f.moved AND i.cond <> 1 AND NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)
+            WHERE NOT f.moved AND i.cond <> 1 AND i.n NOT IN (SELECT n FROM held)
             ORDER BY i.app_id, i.session_id
             OFFSET 0
         ) t
@@ -261,4 +261,4 @@ FROM judged j WHERE j.act NOT IN (0, 8)
 UNION ALL
 SELECT i.n, CASE WHEN x.app_id IS NOT NULL THEN 8 WHEN f.moved THEN 10 WHEN i.cond = 1 THEN 1 ELSE 6 END, clock_timestamp(), NULL, NULL, NULL, NULL, false, NULL, NULL
 FROM fence f CROSS JOIN input i LEFT JOIN inserted x ON x.app_id = i.app_id AND x.session_id = i.session_id
-WHERE NOT EXISTS (SELECT FROM held h WHERE h.n = i.n)`
+WHERE i.n NOT IN (SELECT n FROM held)`
