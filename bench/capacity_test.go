@@ -165,7 +165,8 @@ func TestPredictionsOfAKnownMachine(t *testing.T) {
 }
 
 func TestCapacityPage(t *testing.T) {
-	page := report(measuredFarm())["capacity.md"]
+	r := measuredFarm()
+	page := report(r)["capacity.md"]
 	for _, text := range []string{"10.0 µs + 1.0 µs/KB", "20.0 µs + 2.0 µs/KB", "| 100,000,000 | 666,667 |", "IPartitionResolver", "hash % (uint)groups.Length",
 		"1.80 (memory)", "1 (fitted)", "32, at 4,000/s", "One PostgreSQL is enough up to"} {
 		if !strings.Contains(page, text) {
@@ -177,7 +178,7 @@ func TestCapacityPage(t *testing.T) {
 			t.Errorf("the page says %q", text)
 		}
 	}
-	if other := report(measuredFarm())["capacity.md"]; other != page {
+	if other := report(r)["capacity.md"]; other != page {
 		t.Error("the page of the same results is another one the second time")
 	}
 	columns := 0
