@@ -99,6 +99,9 @@ func TestFit(t *testing.T) {
 	if l := fit([][2]float64{{10, 1}, {100, 400}}); l.base != 0 || l.perByte <= 0 {
 		t.Errorf("the cost of nothing is below zero: %+v", l)
 	}
+	if l := fit([][2]float64{{1, 10}, {1, 30}}); math.Abs(l.base-12) > 1e-9 { // as far from 10 as from 30 would be 20; relative to them it is 12
+		t.Errorf("the middle of 10 and 30 is %v", l.base)
+	}
 	if l := fit(nil); l != (line{}) {
 		t.Errorf("nothing costs %+v", l)
 	}
