@@ -182,7 +182,8 @@ func capacityQueue(p func(string, ...any)) {
 func capacitySimulation(p func(string, ...any), r *Run) {
 	p("## Do the costs explain the measurements?\n")
 	p("A simulation of connections, cores and group commit is given the costs of two points: one connection, and the peak. From the first it has what waking a core and a batch of one request cost, what is left as waiting for the disk, and how much times spread;")
-	p("from the second the processor time when all are busy. These two are *fitted*; it has seen none of the others. Items have 1 KB; points with a rate are half the peak, with 1,000 sessions.\n")
+	p("from the second the processor time when all are busy. These two are *fitted*; it has seen none of the others. Items have 1 KB; points with a rate are half the peak, with 1,000 sessions.")
+	p("*Cores used* is what the load took of the machine's %d, client and database included. The simulation has all of them to itself: where many connections used fewer in memory, something else ran on the machine.\n", r.Machine.Cores)
 	for _, store := range []string{memoryStore, sqliteStore, postgresStore} {
 		list := predict(r, store)
 		if len(list) == 0 {
@@ -190,7 +191,7 @@ func capacitySimulation(p func(string, ...any), r *Run) {
 			continue
 		}
 		p("### %s\n", store)
-		p("| connections | pages/s measured | simulated | off | p50 measured | simulated | off | p99 measured | simulated | off |\n|---|---|---|---|---|---|---|---|---|---|")
+		p("| connections | cores used | pages/s measured | simulated | off | p50 measured | simulated | off | p99 measured | simulated | off |\n|---|---|---|---|---|---|---|---|---|---|---|")
 		for _, s := range list {
 			name := countText(s.figure.Load.Conns)
 			if s.figure.Load.Rate > 0 {
@@ -200,7 +201,8 @@ func capacitySimulation(p func(string, ...any), r *Run) {
 				name += " (fitted)"
 			}
 			m := s.figure.Median
-			p("| %s | %s | %s | %s | %v | %v | %s | %v | %v | %s |", name, countText(int(m.PerSecond)), countText(int(s.simulated.PerSecond)), percentText(s.throughputOff()),
+			used := m.PerSecond * (m.ServerCPU + m.ClientCPU).Seconds()
+			p("| %s | %.2f | %s | %s | %s | %v | %v | %s | %v | %v | %s |", name, used, countText(int(m.PerSecond)), countText(int(s.simulated.PerSecond)), percentText(s.throughputOff()),
 				short(m.P50), short(s.simulated.P50), percentText(s.p50Off()), short(m.P99), short(s.simulated.P99), percentText(s.p99Off()))
 		}
 		p("\n%s\n", simulationText(list))
