@@ -105,6 +105,9 @@ func (x *examination) examine(ctx context.Context, o *operators) {
 		x.Skipped = append(x.Skipped, "everything that the server tells")
 		if o.config != nil {
 			x.check("ports", checkPorts(ctx, o.config.Listen)...)
+			if o.config.Mode == config.ModeSQLServer && o.config.SQLConnectionString.Backend != config.SQLite {
+				x.check("database", checkUnserved(ctx, o.config)...)
+			}
 		}
 		return
 	}
@@ -138,6 +141,19 @@ func (x *examination) examine(ctx context.Context, o *operators) {
 		return checkLocks(list.Sessions), err
 	})
 	x.examineDatabase(ctx, o, s)
+}
+
+// checkUnserved looks for what keeps a server from starting on its database.
+func checkUnserved(ctx context.Context, c *config.Config) []Finding {
+	err := checkDatabase(ctx, c)
+	if err == nil {
+		return nil
+	}
+	f := Finding{Found: err.Error(), Remedy: "until then no server starts on it; aspstate check says whether it is mended"}
+	if fault, ok := errors.AsType[config.Fault](err); ok {
+		f.Found = c.Place().String() + ": " + fault.Problem
+	}
+	return []Finding{f}
 }
 
 // ask makes a check that may not be possible.
