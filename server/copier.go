@@ -132,6 +132,13 @@ func (c *copier) mind(ctx, running context.Context, r *route) error {
 		return err
 	}
 	if into.ID != o.move.ID || into.Stage != backends.Moving {
+		if c.of == o { // completes the move in the source, too: cut short, it would be in the way of one back
+			select {
+			case <-c.ended:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		c.stop()
 		return c.s.endMove(ctx, r)
 	}

@@ -122,6 +122,36 @@ func TestSwitchMovesEverySession(t *testing.T) {
 	}
 }
 
+// slowlyCompleted is a store that takes longer to complete a move than a look whether it is complete.
+type slowlyCompleted struct{ *memory.Store }
+
+func (s slowlyCompleted) Complete(ctx context.Context, m backends.Move) error {
+	select {
+	case <-time.After(2 * attendEvery):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return s.Store.Complete(ctx, m)
+}
+
+// The old store knows that the move is over, however long it takes to note that: the next switch may lead back there.
+func TestSwitchIsOverInTheOldStoreToo(t *testing.T) {
+	old, next := memory.New(0), memory.New(0)
+	s := NewSessions(slowlyCompleted{old}, budget, slog.New(slog.DiscardHandler))
+	s.Opens("a", func(context.Context, string) (backends.Store, error) { return next, nil }, func(where string) string { return where })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { s.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done; s.Close() })
+	r := &moveRig{Sessions: s, t: t}
+	r.set("s", "data", backends.NoCookie)
+	r.switchTo("b")
+	r.moved()
+	if away, _, err := old.Moves(t.Context()); err != nil || away.Stage != backends.Moved {
+		t.Errorf("the old store has the move at %v, %v; want it to be over", away.Stage, err)
+	}
+}
+
 // Pages go on counting while the sessions move, and no count is lost.
 func TestSwitchUnderLoad(t *testing.T) {
 	r := newMoveRig(t)

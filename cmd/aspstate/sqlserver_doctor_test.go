@@ -63,6 +63,7 @@ func TestRightsThatAreTakenAway(t *testing.T) {
 
 	tell("REVOKE", "FROM")
 	conn := dial(t, r)
+	conn.Timeout = 0
 	answered := make(chan error, 1)
 	go func() { _, err := conn.Set(shop, []byte("more"), 20*time.Minute, 0); answered <- err }()
 	select {
