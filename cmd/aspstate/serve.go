@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -45,7 +46,8 @@ func serveCommand(environ []string) *cobra.Command {
 	}
 	load := addSettings(cmd, environ)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		spare = make([]byte, spareSize)
+		spare := make([]byte, spareSize)
+		defer runtime.KeepAlive(spare)
 		is, err := asService(cmd.Context(), func(ctx context.Context, reload chan struct{}, log io.Writer, ready func()) error {
 			return serve(ctx, load, environ, io.Discard, log, reload, ready)
 		})
@@ -57,11 +59,9 @@ func serveCommand(environ []string) *cobra.Command {
 	return cmd
 }
 
-// spare is memory that is set aside and never touched, so that it costs addresses only (on Windows, a promise of memory, too).
-// The collector begins its work when as much garbage has come together as there is memory in use: with few sessions it
-// would work all the time.
-var spare []byte
-
+// spareSize is how much memory is set aside and never touched, so that it costs addresses only (on Windows, a promise of
+// memory, too). The collector begins its work when as much garbage has come together as there is memory in use: with
+// few sessions it would work all the time.
 const spareSize = 64 << 20
 
 var errSecondSignal = errors.New("ended at once by a second signal; requests under way were not answered")
