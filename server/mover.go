@@ -212,9 +212,18 @@ func (s *Sessions) agree(ctx context.Context, source, target movable, move backe
 // begin makes the target enter the move and leaves the source. left says that it was left.
 func (s *Sessions) begin(ctx context.Context, source, target movable, move backends.Move) (left bool, err error) {
 	m := &s.mover
-	_, into, err := target.Moves(ctx)
+	away, into, err := target.Moves(ctx)
 	if err != nil {
 		return false, err
+	}
+	if away.Stage == backends.Moving { // over, perhaps, but for a word to that store: the server that copied was killed
+		_, last, err := source.Moves(ctx)
+		if err == nil && last.ID == away.ID && last.Stage == backends.Moved {
+			err = target.Complete(ctx, m.completed(away))
+		}
+		if err != nil {
+			return false, err
+		}
 	}
 	if into.Stage == backends.Moving && into.From == move.From { // tried before, and came no further
 		if err := target.Complete(ctx, m.completed(into)); err != nil {

@@ -152,6 +152,28 @@ func TestSwitchIsOverInTheOldStoreToo(t *testing.T) {
 	}
 }
 
+// A server that was killed when all sessions had been moved, before the old store knew, does not keep them from moving back.
+func TestSwitchBackWhereTheOldStoreWasNotTold(t *testing.T) {
+	old, next := memory.New(0), memory.New(0)
+	first := backends.Move{ID: "first", From: "b", To: "a"}
+	if err := errors.Join(next.Enter(t.Context(), first), old.Leave(t.Context(), first), next.Complete(t.Context(), first)); err != nil {
+		t.Fatal(err)
+	}
+	s := NewSessions(next, budget, slog.New(slog.DiscardHandler))
+	s.Opens("a", func(context.Context, string) (backends.Store, error) { return old, nil }, func(where string) string { return where })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { s.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done; s.Close() })
+	r := &moveRig{Sessions: s, t: t}
+	r.set("s", "data", backends.NoCookie)
+	r.switchTo("b")
+	r.moved()
+	if item, err := r.Get(t.Context(), now(), r.session("s")); err != nil || string(item.Data) != "data" {
+		t.Errorf("the session is %q, %v", item.Data, err)
+	}
+}
+
 // Pages go on counting while the sessions move, and no count is lost.
 func TestSwitchUnderLoad(t *testing.T) {
 	r := newMoveRig(t)
