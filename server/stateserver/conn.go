@@ -218,24 +218,28 @@ var errGone = errors.New("connection ended within a request")
 // body reads a body of n bytes. The slice is good until the next request is read; what it takes of the memory for
 // items is held until Free.
 func (c *conn) body(ctx context.Context, n int64) (body []byte, err error) {
-	if n <= smallBody && n <= int64(c.w-c.r) {
-		body = c.in[c.r : c.r+int(n)]
+	buffered := func() []byte {
+		body := c.in[c.r : c.r+int(n)]
 		c.r += int(n)
-		return body, nil
+		return body
+	}
+	here := n <= min(int64(c.w-c.r), smallAnswer)
+	if here && n <= smallBody {
+		return buffered(), nil
 	}
 	by := time.Now().Add(c.settings.ReadBody)
-	if n <= int64(c.w-c.r) {
-		body = c.in[c.r : c.r+int(n)]
-		c.r += int(n)
-		return body, c.Hold(ctx, by, n, n)
+	if n <= smallAnswer {
+		if err := c.Hold(ctx, by, c.srv.sessions.Weight(n), n); err != nil {
+			return nil, err
+		}
+	}
+	if here {
+		return buffered(), nil
 	}
 	c.setReadDeadline(by)
 	c.Moving(true)
 	defer c.Moving(false)
 	if n <= smallAnswer {
-		if err := c.Hold(ctx, by, c.srv.sessions.Weight(n), n); err != nil {
-			return nil, err
-		}
 		c.borrowed = buffers.Get().(*[]byte)
 		body = (*c.borrowed)[:n]
 		buffered := c.take(body)

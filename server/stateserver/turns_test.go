@@ -1,14 +1,17 @@
 package stateserver
 
 import (
+	"context"
 	"io"
 	"net"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"aspstate/backends/backendtest"
 	"aspstate/backends/memory"
 	"aspstate/server"
 )
@@ -89,5 +92,30 @@ func TestIdleConnectionsAreSmall(t *testing.T) {
 		t.Errorf("a connection takes %d bytes of the heap while it waits, want at most %d", each, most)
 	} else {
 		t.Logf("a connection takes %d bytes of the heap while it waits, its client's half included", each)
+	}
+}
+
+// Items that come together with their heads hold memory like those that come later, but for the smallest.
+func TestItemsHoldMemoryWhileTheyAreStored(t *testing.T) {
+	var held atomic.Int64
+	store := &backendtest.Failing{Store: memory.New(0)}
+	r := start(t, store, time.Second)
+	r.tcp.LimitBodies(1 << 20)
+	store.Fail(func(_ context.Context, op string, apply func() error) error {
+		if op == "set" {
+			held.Store(r.tcp.Held())
+		}
+		return apply()
+	})
+	c := r.dial(t)
+	for _, size := range []int64{1, smallBody, smallBody + 1, 7000, readBuffer, smallAnswer, smallAnswer + 1} {
+		want := size
+		if size <= smallBody {
+			want = 0
+		}
+		held.Store(-1)
+		if a, err := c.Set(newTarget(), make([]byte, size), time.Minute, 0); err != nil || a.Status != 200 || held.Load() != want {
+			t.Errorf("an item of %d bytes held %d while it was stored (%d, %v), want %d", size, held.Load(), a.Status, err, want)
+		}
 	}
 }
