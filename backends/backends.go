@@ -14,7 +14,8 @@
 //     Remove that is a LockedError. Only an ErrConflict does nothing to the
 //     session at all. Stores that write to disk may coalesce: they keep
 //     expires = now + timeout + Slack(timeout) and write it only when the kept
-//     value is below now + timeout. A session never expires early.
+//     value is below now + timeout. A session never expires early, counted
+//     from a moment within the call that renewed it.
 //  4. Missing is ErrNotFound and nothing else is. A store that cannot tell
 //     returns another error: a web server that hears "missing" starts an
 //     empty session and the user's data are lost.

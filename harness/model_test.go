@@ -219,12 +219,12 @@ func (m *model) apply(s session, req request, ans answer) (session, answer) {
 			return s, answer{result: missing}
 		}
 		s = session{exists: true, content: req.content, timeout: req.timeout, cookie: 1, mark: req.mark, now: s.now, owed: s.owed}
-		return m.touch(s, ans), answer{}
+		return m.touch(s, req, ans), answer{}
 	}
 	if req.condition == backends.IfCookie && req.cookie != s.cookie {
 		return s, answer{result: conflict} // and not renewed either
 	}
-	s = m.touch(s, ans)
+	s = m.touch(s, req, ans)
 	mark := false
 	switch req.verb {
 	case get, getExclusive, release:
@@ -273,9 +273,11 @@ func (m *model) apply(s session, req request, ans answer) (session, answer) {
 	}
 }
 
-func (m *model) touch(s session, ans answer) session {
+// touch renews the session. Its time counts from some moment within the call: a store reads its clock before it commits, and
+// what it has not committed others do not see.
+func (m *model) touch(s session, req request, ans answer) session {
 	if m.timed {
-		s.touchedFrom, s.touchedTo = s.now, ans.returned
+		s.touchedFrom, s.touchedTo = req.called, ans.returned
 	}
 	return s
 }

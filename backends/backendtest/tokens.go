@@ -362,6 +362,38 @@ var tokenCases = []testCase{
 		s.lock(key)
 		s.locked(key, 3)
 	}),
+	interruptedCase("Release tried again leaves a session alone that was begun anew", func(s *suite, in *interruption) {
+		key := s.key()
+		marked := coin()
+		if marked {
+			s.createUninitialized(key)
+		} else {
+			s.createLocked(key)
+		}
+		tok := newToken()
+		var mark bool
+		release := func(ctx context.Context) (err error) {
+			mark, err = s.Store.Release(ctx, key, tok, 2, backends.IfUnlocked)
+			return err
+		}
+		if err, answered := in.try(s, "Release", release); answered {
+			s.is("Release", err, nil)
+			return
+		}
+		item, err := s.Store.Get(s.ctx, key, newToken())
+		if !in.seen(err == nil && !item.Uninitialized) {
+			return
+		}
+		s.is("Remove", s.Store.Remove(s.ctx, key, newToken(), backends.NoCookie, backends.IfUnlocked), nil)
+		s.createUninitialized(key)
+		s.is("Release tried again", release(s.ctx), nil)
+		if mark != marked {
+			s.Fatalf("Release tried again reports %t as the mark, want %t", mark, marked)
+		}
+		if !s.get(key).Uninitialized {
+			s.Fatal("Release tried again took the new session's mark")
+		}
+	}),
 	interruptedCase("a mark is reported by the request that cleared it, however often it tries", func(s *suite, in *interruption) {
 		key := s.key()
 		s.createUninitialized(key)

@@ -27,7 +27,7 @@
 // the database's clock, which every answer tells).
 //
 // Remove leaves the row behind for two minutes, expired and without its item, for the sake of its entries; a session that
-// is created anew takes over those of writes and removals. A GetExclusive that is tried again after its lock was broken gets its
+// is created anew takes over all but those of locks. A GetExclusive that is tried again after its lock was broken gets its
 // cookie again, and the item as it is by then.
 //
 // Measured, entries in the row cost 6 % more processor time of the server than no tokens at all; a table of requests beside the sessions 30 %, before

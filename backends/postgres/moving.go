@@ -246,7 +246,7 @@ func bounds(all ...backends.Bound) (params [][]byte) {
 }
 
 // importSQL takes in sessions: where a move brings them those that arrive for the first time. Rows of sessions that have expired
-// or were removed are used again, and keep their entries of writes and removals. $1 application numbers, $2 session IDs, $3 creations, $4 what is
+// or were removed are used again, and keep their entries but for those of locks. $1 application numbers, $2 session IDs, $3 creations, $4 what is
 // left and $5 the locks' ages (microseconds), $6 lock cookies, $7 timeouts, $8 locked, $9 flags, $10 data, $11 the move,
 // $12 the lock timeout. Row 0 says whether the Import is refused; the others are those that were taken in.
 const importSQL = `
@@ -280,7 +280,7 @@ WITH ` + fence + `, allowed AS MATERIALIZED (
         locked = c.locked = 1, flags = c.flags, sweep_at = least(s.sweep_at, c.expires), item = ($10::bytea[])[c.n],
         recent = (
             SELECT coalesce(string_agg(substr(s.recent, g, 37), ''::bytea ORDER BY g), ''::bytea)
-            FROM generate_series(1, length(s.recent), 37) AS g WHERE substr(s.recent, g + 32, 5) = '\x0000000000'
+            FROM generate_series(1, length(s.recent), 37) AS g WHERE substr(s.recent, g + 33, 4) = '\x00000000'
         )
     FROM held h JOIN chosen c ON c.n = h.n
     WHERE s.app_id = h.app_id AND s.session_id = h.session_id

@@ -94,7 +94,7 @@ const newRecent = `CASE
                 FROM generate_series(1, length(s.recent), 37) AS g
                 WHERE substr(s.recent, g, 16) <> substr(j.entry, 1, 16)
                   AND substr(s.recent, g + 16, 8) <> $6::bytea AND substr(s.recent, g + 24, 8) > $7::bytea
-                  AND (j.act <> 8 OR substr(s.recent, g + 32, 5) = '\x0000000000') -- locks and marks end with a session's life
+                  AND (j.act <> 8 OR substr(s.recent, g + 33, 4) = '\x00000000') -- locks end with a session's life
             )
             WHEN j.own > 0 THEN substr(s.recent, 1, j.own - 17) || substr(s.recent, j.own + 21)
             ELSE s.recent END || j.entry || `
@@ -125,7 +125,7 @@ WITH ` + fence + `, input AS MATERIALIZED (
     SELECT timed.*, moved, expires >= now AS alive,
         NOT moved AND expires >= now AND timeout <> 0 AND expires < now + timeout * interval '1 millisecond'
             AND NOT (op IN (5, 7) AND given <> lock_cookie) AS due,
-        NOT moved AND expires >= now AND op <= 3 AND flags & 1 = 1 AS clears,
+        NOT moved AND expires >= now AND op <= 3 AND flags & 1 = 1 AND NOT (op = 3 AND found IS NOT NULL) AS clears,
         coalesce(substr(found, 33, 1) = '\x01', false) AS repeats_mark
     FROM (SELECT held.*, clock_timestamp() AS now FROM held OFFSET 0) AS timed CROSS JOIN fence
 ), judged AS MATERIALIZED (
