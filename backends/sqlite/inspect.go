@@ -150,12 +150,20 @@ func (s *Store) look(ctx context.Context, op, sql string, bind func(*stmt), each
 		case <-ctx.Done():
 		}
 	}()
-	interrupted := make(chan struct{})
+	over, interrupted := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
-		c.interrupt()
+		for { // a statement that has not begun is not interrupted
+			c.interrupt()
+			select {
+			case <-over:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
 	})
 	err = c.each(sql, bind, each)
+	close(over)
 	if !stop() {
 		<-interrupted // so that it does not hit the next one
 	}

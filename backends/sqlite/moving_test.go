@@ -159,6 +159,12 @@ func TestLongLook(t *testing.T) {
 	if apps, err := s.Applications(t.Context()); err != nil || len(apps) != 0 {
 		t.Fatalf("the next look: %v, %v", apps, err)
 	}
+	early, end := context.WithCancel(t.Context())
+	before := func(*stmt) { // the statement begins
+		end()
+		time.Sleep(20 * time.Millisecond) // or it may be interrupted too late to show the fault
+	}
+	wantIs(t, s.look(early, "look", endless, before, nothing), context.Canceled)
 	failed := make(chan error)
 	go func() { failed <- s.look(t.Context(), "look", endless, func(*stmt) {}, nothing) }()
 	for len(s.lists) > 0 {
