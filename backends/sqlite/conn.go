@@ -17,6 +17,8 @@ type conn struct {
 	tls   *libc.TLS
 	db    uintptr
 	stmts []*stmt
+
+	methods uintptr // of the log's file, where they are not SQLite's own
 }
 
 // resultError is a failure of SQLite.
@@ -78,6 +80,7 @@ func (c *conn) close() error {
 	if rc != sqlite3.SQLITE_OK {
 		return c.failure(rc)
 	}
+	sqlite3.Xsqlite3_free(c.tls, c.methods)
 	c.tls.Close()
 	return nil
 }
@@ -95,6 +98,9 @@ func (c *conn) failure(rc int32) error {
 func (c *conn) inTransaction() bool {
 	return sqlite3.Xsqlite3_get_autocommit(c.tls, c.db) == 0
 }
+
+// lastRow is the row that was inserted last.
+func (c *conn) lastRow() int64 { return sqlite3.Xsqlite3_last_insert_rowid(c.tls, c.db) }
 
 // interrupt ends the statement that runs, if one does. It may be called from any goroutine.
 func (c *conn) interrupt() { sqlite3.Xsqlite3_interrupt(c.tls, c.db) }

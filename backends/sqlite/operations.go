@@ -34,8 +34,9 @@ func (w *writer) takeMark(se *session) (bool, error) {
 	if !se.marked() {
 		return false, nil
 	}
+	se.flags &^= uninitialized
 	w.setFlags.bindInt(1, se.row)
-	w.setFlags.bindInt(2, se.flags&^uninitialized)
+	w.setFlags.bindInt(2, se.flags)
 	return true, w.setFlags.run()
 }
 
@@ -43,7 +44,7 @@ func (w *writer) get(o *op) error          { return w.fetch(o, false) }
 func (w *writer) getExclusive(o *op) error { return w.fetch(o, true) }
 
 func (w *writer) fetch(o *op, lock bool) error {
-	se, err := find(w.findItem, o.key, true)
+	se, item, err := w.findItem(o.key)
 	if err != nil {
 		return err
 	}
@@ -51,10 +52,10 @@ func (w *writer) fetch(o *op, lock bool) error {
 		o.err = backends.ErrNotFound
 		return nil
 	}
-	if err := w.touch(&se); err != nil {
+	if err := w.touch(se); err != nil {
 		return err
 	}
-	mark, err := w.takeMark(&se)
+	mark, err := w.takeMark(se)
 	if err != nil {
 		return err
 	}
@@ -68,12 +69,13 @@ func (w *writer) fetch(o *op, lock bool) error {
 		}
 		se.cookie, se.lockDate = cookie, w.now
 	}
-	o.item, o.err = se.found(w.now, mark)
+	o.item, o.err = se.found(w.now, mark, item)
+	se.locked = se.locked || lock
 	return nil
 }
 
 func (w *writer) release(o *op) error {
-	se, err := find(w.findSession, o.key, false)
+	se, err := w.find(o.key)
 	if err != nil {
 		return err
 	}
@@ -85,12 +87,12 @@ func (w *writer) release(o *op) error {
 		o.err = backends.ErrConflict
 		return nil
 	}
-	if err := w.touch(&se); err != nil {
+	if err := w.touch(se); err != nil {
 		return err
 	}
 	mark := false
 	if o.cond == backends.IfUnlocked {
-		if mark, err = w.takeMark(&se); err != nil {
+		if mark, err = w.takeMark(se); err != nil {
 			return err
 		}
 	}
@@ -101,13 +103,14 @@ func (w *writer) release(o *op) error {
 	case se.locked:
 		w.unlockSession.bindInt(1, se.row)
 		err = w.unlockSession.run()
+		se.locked = false
 	}
 	o.mark = mark
 	return err
 }
 
 func (w *writer) set(o *op) error {
-	se, err := find(w.findSession, o.key, false)
+	se, err := w.find(o.key)
 	if err != nil {
 		return err
 	}
@@ -116,36 +119,39 @@ func (w *writer) set(o *op) error {
 			o.err = backends.ErrNotFound
 			return nil
 		}
-		return w.create(o, &se)
+		return w.create(o, se)
 	}
 	if o.err = se.refusal(w.now, o.cookie, o.cond); o.err != nil {
-		return w.touchRefused(o, &se)
+		return w.touchRefused(o, se)
 	}
 	if timeout := milliseconds(o.timeout); timeout != se.timeout {
-		_, expires := expiry(w.now, timeout)
+		se.timeout = timeout
+		_, se.expires = expiry(w.now, timeout)
 		w.setTimeout.bindInt(1, se.row)
 		w.setTimeout.bindInt(2, timeout)
-		w.setTimeout.bindInt(3, expires)
+		w.setTimeout.bindInt(3, se.expires)
 		if o.cond != backends.IfCookie {
 			se.flags &^= uninitialized
 		}
 		w.setTimeout.bindInt(4, se.flags)
 		err = w.setTimeout.run()
 	} else {
-		err = w.touch(&se)
+		err = w.touch(se)
 	}
 	if err != nil {
 		return err
 	}
 	w.setItem.bindInt(1, se.row)
 	bindBlob(w.setItem, 2, o.data)
+	se.locked = false
+	w.cache.keep(se, o.data)
 	return w.setItem.run()
 }
 
 // create begins a session, in the place of an expired one if that is still there.
 func (w *writer) create(o *op, expired *session) error {
 	if expired.row != 0 {
-		if err := w.delete(expired.row); err != nil {
+		if err := w.delete(o.key, expired.row); err != nil {
 			return err
 		}
 	}
@@ -163,11 +169,17 @@ func (w *writer) create(o *op, expired *session) error {
 	s.bindInt(5, timeout)
 	s.bindInt(6, flags)
 	bindBlob(s, 7, o.data)
-	return s.run()
+	if err := s.run(); err != nil {
+		return err
+	}
+	se := &session{row: w.conn.lastRow(), expires: expires, lockDate: w.now, cookie: 1, timeout: timeout, flags: flags}
+	w.cache.put(o.key, se)
+	w.cache.keep(se, o.data)
+	return nil
 }
 
 func (w *writer) remove(o *op) error {
-	se, err := find(w.findSession, o.key, false)
+	se, err := w.find(o.key)
 	if err != nil {
 		return err
 	}
@@ -176,18 +188,19 @@ func (w *writer) remove(o *op) error {
 		return nil
 	}
 	if o.err = se.refusal(w.now, o.cookie, o.cond); o.err != nil {
-		return w.touchRefused(o, &se)
+		return w.touchRefused(o, se)
 	}
-	return w.delete(se.row)
+	return w.delete(o.key, se.row)
 }
 
-func (w *writer) delete(row int64) error {
+func (w *writer) delete(key backends.Key, row int64) error {
+	w.cache.drop(key)
 	w.deleteSession.bindInt(1, row)
 	return w.deleteSession.run()
 }
 
 func (w *writer) resetTimeout(o *op) error {
-	se, err := find(w.findSession, o.key, false)
+	se, err := w.find(o.key)
 	if err != nil {
 		return err
 	}
@@ -195,7 +208,7 @@ func (w *writer) resetTimeout(o *op) error {
 		o.err = backends.ErrNotFound
 		return nil
 	}
-	return w.touch(&se)
+	return w.touch(se)
 }
 
 // Bounds of what one operation of DeleteExpired deletes, so that others get in between.
@@ -212,11 +225,29 @@ func (w *writer) deleteExpired(o *op) error {
 	}
 	o.count = 0
 	for start := time.Now(); o.count < len(rows) && time.Since(start) < sliceTime; o.count++ {
-		if err := w.delete(rows[o.count]); err != nil {
+		if err := w.expire(rows[o.count]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// expire deletes a session whose key is not known.
+func (w *writer) expire(row int64) error {
+	s := w.expireSession
+	defer s.reset()
+	s.bindInt(1, row)
+	for {
+		more, err := s.step()
+		if err != nil || !more {
+			return err
+		}
+		id, err := s.blob(1)
+		if err != nil {
+			return err
+		}
+		w.cache.drop(backends.Key{App: backends.AppID(s.int(0)), ID: string(id)})
+	}
 }
 
 func (w *writer) expired(limit int) ([]int64, error) {

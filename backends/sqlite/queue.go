@@ -28,7 +28,7 @@ type op struct {
 	cond          backends.Condition
 	timeout       time.Duration
 	uninitialized bool
-	data          []byte // the op's own
+	data          []byte // nobody else's, and not changed: the cache keeps it
 	limit         int
 	stores        bool // it may answer ErrFull
 	always        bool // also in a store that was left
@@ -46,16 +46,9 @@ type op struct {
 
 var ops = sync.Pool{New: func() any { return &op{done: make(chan struct{}, 1)} }}
 
-// keepData is the largest write whose buffer is used again.
-const keepData = 64 << 10
-
 // recycle lets another call use the op, which the writer must have finished or never had.
 func (o *op) recycle() {
-	data := o.data[:0]
-	if cap(data) > keepData {
-		data = nil
-	}
-	*o = op{done: o.done, data: data}
+	*o = op{done: o.done}
 	ops.Put(o)
 }
 

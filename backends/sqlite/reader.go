@@ -88,7 +88,7 @@ func (s *Store) read(ctx context.Context, op string, key backends.Key, item bool
 	case se.missing(now) || se.overdue(now) || item && se.marked():
 		return backends.Item{}, false, nil
 	case item:
-		found, err := se.found(now, false)
+		found, err := se.found(now, false, se.item)
 		return found, true, err
 	default:
 		return backends.Item{}, true, nil

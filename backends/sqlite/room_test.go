@@ -124,6 +124,9 @@ func TestLogIsBounded(t *testing.T) {
 			fill(t, s, 0, 64, bytes.Repeat([]byte{byte(content + i)}, megabyte/8))
 		}
 	}
+	one, other := look(t, s), look(t, s) // opened now: later they would wait for a writer that is never idle
+	one()
+	other()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)

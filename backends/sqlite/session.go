@@ -103,12 +103,12 @@ func (se *session) refusal(now int64, cookie backends.Cookie, cond backends.Cond
 }
 
 // found is the answer of Get: the item or the lock.
-func (se *session) found(now int64, mark bool) (backends.Item, error) {
+func (se *session) found(now int64, mark bool, item []byte) (backends.Item, error) {
 	if se.locked {
 		return backends.Item{}, se.lockedError(now, mark)
 	}
 	return backends.Item{
-		Data:          se.item,
+		Data:          item,
 		Timeout:       duration(se.timeout),
 		LockCookie:    se.cookie,
 		LockAge:       se.lockAge(now),

@@ -4,7 +4,8 @@
 // whatever is queued, runs it in one transaction, and answers when the commit has been fsynced: one
 // fsync for many requests is what makes durable writes cheap. Only that goroutine changes anything,
 // so operations are decided in Go (operations.go) without any race, and a change of the lock writes
-// neither the item nor an index.
+// neither the item nor an index. Nor does it read: what it has read or written lately it remembers,
+// in up to 64 MiB (cache.go).
 //
 // Get and ResetTimeout look first, on connections of their own (reader.go). A session that was
 // renewed lately and carries no mark is answered from there, and nothing is written. What was
@@ -18,6 +19,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -117,6 +119,9 @@ func (s *Store) open() (w *writer, err error) {
 	if mode, err := w.conn.query("PRAGMA journal_mode"); err != nil || mode != "wal" {
 		return nil, errors.Join(fmt.Errorf("its file system gives journal mode %q where wal is needed", mode), err)
 	}
+	if err := w.conn.flushData(w.logFile); err != nil {
+		return nil, err
+	}
 	for range readerCount {
 		r, err := newReader(s.file.path)
 		if err != nil {
@@ -196,7 +201,7 @@ func (s *Store) Set(ctx context.Context, key backends.Key, tok backends.Token, w
 	o := s.outcomes.rejoin(tok)
 	if o == nil {
 		o = newOp("set", (*writer).set, key, tok)
-		o.data = append(o.data, w.Data...)
+		o.data = bytes.Clone(w.Data)
 		o.cookie, o.cond, o.timeout, o.uninitialized = w.LockCookie, w.Condition, w.Timeout, w.Uninitialized
 		o.stores = true
 	}

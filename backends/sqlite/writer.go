@@ -37,6 +37,9 @@ VALUES (?1, ?2, ?3, ?4, ?3, 1, ?5, 0, ?6, ?7)`
 	setExpires    = `UPDATE sessions SET expires = ?2 WHERE rowid = ?1`
 	setFlags      = `UPDATE sessions SET flags = ?2 WHERE rowid = ?1`
 	findExpired   = `SELECT rowid FROM sessions WHERE expires < ?2 ORDER BY expires LIMIT ?1`
+	expireSession = `DELETE FROM sessions WHERE rowid = ?1 RETURNING app_id, session_id`
+	readItem      = `SELECT item FROM sessions WHERE rowid = ?1`
+	dataVersion   = `PRAGMA data_version`
 
 	writeBack  = `PRAGMA wal_checkpoint(PASSIVE)`
 	restartLog = `PRAGMA wal_checkpoint(RESTART)`
@@ -56,12 +59,15 @@ type writer struct {
 	logTried int64  // its size when it was last to begin anew
 
 	now       int64          // of the batch at hand
+	cache     cache          // as of the transaction at hand
 	moves     backends.Moves // as of the operation at hand
 	committed *atomic.Pointer[backends.Moves]
 
 	begin, commit, rollback             *stmt
-	findSession, findItem, findExpired  *stmt
+	findSession, findWhole, findExpired *stmt
+	readItem, dataVersion               *stmt
 	insertSession, deleteSession        *stmt
+	expireSession                       *stmt
 	lockSession, unlockSession, setItem *stmt
 	setTimeout, setExpires, setFlags    *stmt
 	findApplication, countApplications  *stmt
@@ -78,12 +84,14 @@ func (s *Store) newWriter(path string) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{conn: c, queue: &s.queue, outcomes: &s.outcomes, apps: &s.apps, log: s.log, committed: &s.moves, logFile: path + "-wal"}
+	w.cache.clear()
 	for _, p := range []struct {
 		stmt **stmt
 		sql  string
 	}{
 		{&w.begin, begin}, {&w.commit, commit}, {&w.rollback, rollback},
-		{&w.findSession, findSession}, {&w.findItem, findItem}, {&w.findExpired, findExpired},
+		{&w.findSession, findSession}, {&w.findWhole, findItem}, {&w.findExpired, findExpired},
+		{&w.readItem, readItem}, {&w.dataVersion, dataVersion}, {&w.expireSession, expireSession},
 		{&w.insertSession, insertSession}, {&w.deleteSession, deleteSession},
 		{&w.lockSession, lockSession}, {&w.unlockSession, unlockSession}, {&w.setItem, setItem},
 		{&w.setTimeout, setTimeout}, {&w.setExpires, setExpires}, {&w.setFlags, setFlags},
@@ -148,6 +156,9 @@ func (w *writer) execute(batch []*op) {
 // transact runs operations in one transaction and gives each its outcome.
 func (w *writer) transact(batch []*op) error {
 	err := w.begin.run()
+	if err == nil {
+		err = w.refresh()
+	}
 	w.now = time.Now().UnixMilli() // after whatever these operations must see
 	w.moves = *w.committed.Load()
 	for _, o := range batch {
@@ -173,6 +184,7 @@ func (w *writer) transact(batch []*op) error {
 		}
 		return nil
 	}
+	w.cache.clear()
 	if w.conn.inTransaction() {
 		w.rollback.run()
 	}
