@@ -20,7 +20,7 @@ func (s *Store) Inspect(ctx context.Context, key backends.Key) (backends.Session
 		return backends.Session{}, err
 	}
 	now := s.now()
-	se := sh.sessions[key]
+	se := sh.sessions.get(s.hash(key), key)
 	if se == nil || se.expires < now {
 		return backends.Session{}, backends.ErrNotFound
 	}
@@ -52,7 +52,7 @@ func (s *Store) each(ctx context.Context, what string, f func(se *session, now t
 		sh.mu.Lock()
 		err := s.open(ctx, what)
 		now := s.now()
-		for _, se := range sh.sessions {
+		for _, se := range sh.queue {
 			if err == nil && se.expires >= now {
 				f(se, now)
 			}
@@ -199,7 +199,7 @@ func (s *Store) keys(ctx context.Context, first, end backends.Bound, limit int, 
 	count := 0
 	for i := range s.shards {
 		s.shards[i].mu.Lock()
-		count += len(s.shards[i].sessions)
+		count += len(s.shards[i].queue)
 		s.shards[i].mu.Unlock()
 	}
 	taken := s.now()

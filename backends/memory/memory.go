@@ -1,7 +1,7 @@
 // Package memory is the session-state store of mode="StateServer": sessions live
 // in this process, as in aspnet_state.exe, and end with it.
 //
-// Sessions are spread over shards by a hash of their ID, each with a lock of its own.
+// Sessions are spread over shards by a hash of their key, each with a lock of its own.
 // Expiry is exact and the clock monotonic. Every outcome is known, a call
 // that fails has done nothing, so request tokens need no history.
 package memory
@@ -55,11 +55,10 @@ type Store struct {
 // shard is a part of the sessions under one lock.
 type shard struct {
 	mu       sync.Mutex
-	sessions map[backends.Key]*session
-	queue    queue
+	sessions table
+	queue    queue                  // all of them
 	apps     map[backends.AppID]int // how many sessions each application has here
 	arrivals map[backends.Key]struct{}
-	_        [8]byte // a shard to a cache line
 }
 
 // never is when a session with NeverExpires expires.
@@ -93,7 +92,7 @@ func New(maxBytes int64) *Store {
 	}
 	s.moves.Store(&backends.Moves{})
 	for i := range s.shards {
-		s.shards[i].sessions = map[backends.Key]*session{}
+		s.shards[i].sessions = newTable()
 		s.shards[i].apps = map[backends.AppID]int{}
 	}
 	return s
@@ -135,11 +134,8 @@ func (s *Store) ready(ctx context.Context, op string) error {
 	return nil
 }
 
-// shard returns the session's shard. Equal IDs of several applications share one, which
-// is no loss.
-func (s *Store) shard(key backends.Key) *shard {
-	return &s.shards[maphash.String(s.seed, key.ID)%shardCount]
-}
+// shard returns the session's shard.
+func (s *Store) shard(key backends.Key) *shard { return &s.shards[s.hash(key)%shardCount] }
 
 // lock locks the session's shard and reads the clock. The caller unlocks.
 func (s *Store) lock(ctx context.Context, op string, key backends.Key) (*shard, time.Duration, error) {
@@ -156,7 +152,7 @@ func (s *Store) lock(ctx context.Context, op string, key backends.Key) (*shard, 
 // find returns the session, renewed, or ErrNotFound. Under the condition IfCookie another cookie than the
 // session's last is ErrConflict, and the session stays as it is.
 func (s *Store) find(sh *shard, key backends.Key, now time.Duration, cookie backends.Cookie, cond backends.Condition) (*session, error) {
-	se := sh.sessions[key]
+	se := sh.sessions.get(s.hash(key), key)
 	switch {
 	case se == nil:
 		return nil, backends.ErrNotFound
@@ -173,7 +169,7 @@ func (s *Store) find(sh *shard, key backends.Key, now time.Duration, cookie back
 // drop deletes a session.
 func (s *Store) drop(sh *shard, se *session) {
 	heap.Remove(&sh.queue, int(se.place))
-	delete(sh.sessions, se.key)
+	sh.sessions.remove(s.hash(se.key), se.key)
 	s.bytes.Add(-se.size())
 	if sh.apps[se.key.App]--; sh.apps[se.key.App] == 0 {
 		delete(sh.apps, se.key.App)
@@ -326,7 +322,7 @@ func (s *Store) add(sh *shard, now time.Duration, se *session) error {
 		return s.full
 	}
 	se.key.ID = strings.Clone(se.key.ID) // it may be part of something larger
-	sh.sessions[se.key] = se
+	sh.sessions.put(s.hash(se.key), se)
 	se.due = se.expires
 	heap.Push(&sh.queue, se)
 	sh.apps[se.key.App]++
@@ -371,7 +367,7 @@ func (s *Store) Close() error {
 	for i := range s.shards {
 		sh := &s.shards[i]
 		sh.mu.Lock()
-		sh.sessions, sh.queue, sh.apps, sh.arrivals = nil, nil, nil, nil
+		sh.sessions, sh.queue, sh.apps, sh.arrivals = table{}, nil, nil, nil
 		sh.mu.Unlock()
 	}
 	return nil

@@ -44,7 +44,7 @@ func (s *Store) backdate(t testing.TB, key backends.Key, d time.Duration) {
 	sh := s.shard(key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	se := sh.sessions[key]
+	se := sh.sessions.get(s.hash(key), key)
 	if se == nil {
 		t.Fatalf("backdate: %v", backends.ErrNotFound)
 		return

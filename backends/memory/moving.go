@@ -68,10 +68,10 @@ func (s *Store) forgetSessions() {
 	for i := range s.shards {
 		sh := &s.shards[i]
 		sh.mu.Lock()
-		for _, se := range sh.sessions {
+		for _, se := range sh.queue {
 			s.bytes.Add(-se.size())
 		}
-		clear(sh.sessions)
+		sh.sessions = newTable()
 		clear(sh.apps)
 		sh.queue = nil
 		sh.mu.Unlock()
@@ -122,7 +122,7 @@ func (s *Store) take(ctx context.Context, move string, from *backends.Session) (
 	}
 	now := s.now()
 	taken := false
-	if there := sh.sessions[from.Key]; there == nil || there.expires < now {
+	if there := sh.sessions.get(s.hash(from.Key), from.Key); there == nil || there.expires < now {
 		if there != nil {
 			s.drop(sh, there)
 		}
