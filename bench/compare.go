@@ -23,6 +23,9 @@ type Run struct {
 	Rounds   int      `json:"rounds"`
 	Seconds  float64  `json:"seconds"` // of each round
 	Figures  []Figure `json:"figures"`
+
+	// Stolen is, by group, the part of the processors' time that a virtual machine's host gave to others.
+	Stolen map[string]float64 `json:"stolen,omitempty"`
 }
 
 // Machine is where it ran.
@@ -104,17 +107,23 @@ func runCompare(args []string) error {
 	b.describe()
 	if old, err := readRun(b.out); err == nil && old.alike(&b.Run) {
 		b.Figures = slices.DeleteFunc(old.Figures, func(f Figure) bool { return b.runs(f.Group) })
+		b.Stolen = old.Stolen
+	}
+	if b.Stolen == nil {
+		b.Stolen = map[string]float64{}
 	}
 	for _, g := range groups {
 		if !b.runs(g.name) {
 			continue
 		}
 		fmt.Printf("\n== %s: %s\n", g.name, g.about)
-		begun := time.Now()
+		begun, stolen := time.Now(), stolenTime()
 		if err := g.run(b); err != nil {
 			return fmt.Errorf("%s: %w", g.name, err)
 		}
-		fmt.Printf("   (%v)\n", time.Since(begun).Round(time.Second))
+		took := time.Since(begun)
+		b.Stolen[g.name] = float64(stolenTime()-stolen) / float64(took) / float64(runtime.NumCPU())
+		fmt.Printf("   (%v, %.0f %% of the processors stolen)\n", took.Round(time.Second), 100*b.Stolen[g.name])
 		if err := writeRun(b.out, &b.Run); err != nil {
 			return err
 		}

@@ -210,6 +210,9 @@ func stat(pid int) ([]string, error) {
 // own is the server's process.
 func (s *server) own() []int { return []int{s.cmd.Process.Pid} }
 
+// tick is what the kernel counts processor time in: USER_HZ is 100 on every Linux of today.
+const tick = 10 * time.Millisecond
+
 // cpu returns what tells the processor time that the processes have taken since. What a process has used that ends in between is lost.
 func cpu(pids func() []int) func() time.Duration {
 	used := func() map[int]time.Duration {
@@ -218,7 +221,6 @@ func cpu(pids func() []int) func() time.Duration {
 			if fields, err := stat(pid); err == nil {
 				user, _ := strconv.ParseInt(fields[11], 10, 64)
 				system, _ := strconv.ParseInt(fields[12], 10, 64)
-				const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux of today
 				m[pid] = time.Duration(user+system) * tick
 			}
 		}

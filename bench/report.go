@@ -72,13 +72,10 @@ func report(r *Run) map[string]string {
 	p("* *naive PostgreSQL*: the load generator asks the database itself, two prepared statements that each commit, over a pool as wide as the load.")
 	p("  aspstate has one hop more. Both use one cluster with `%s`.\n", strings.Join(postgresSettings, "`, `"))
 	p("## Targets\n")
+	p("Ratios of the medians, in brackets those of single rounds.\n")
 	p("| store | against | wanted | measured | |\n|---|---|---|---|---|")
 	for _, t := range targets(r) {
-		got := ""
-		if t.got > 0 {
-			got = figureText(t.got)
-		}
-		p("| %s | %s | %s | %s | %s |", t.store, t.against, t.wanted(), got, t.verdict())
+		p("| %s | %s | %s | %s | %s |", t.store, t.against, t.wanted(), t.text(), t.verdict())
 	}
 	for _, g := range groups {
 		var figures []Figure
@@ -91,6 +88,9 @@ func report(r *Run) map[string]string {
 			continue
 		}
 		p("\n## %s%s\n", strings.ToUpper(g.about[:1]), g.about[1:])
+		if stolen := r.Stolen[g.name]; stolen >= 0.02 {
+			p("Meanwhile the machine's host took %.0f %% of the processors' time away, from all contestants.\n", 100*stolen)
+		}
 		if g.name == "scale" {
 			p("Throughput is said to bend where it reaches nine tenths of its best, and where it falls below (by size: below half). Memory is the server's: the database's is a setting, and in the table.\n")
 			for _, chart := range scaleCharts(figures) {

@@ -18,9 +18,15 @@ func made() *Run {
 	figure := func(group, name string, l Load, perSecond float64) Figure {
 		m := Result{Units: 1000, PerSecond: perSecond, P50: time.Millisecond, P99: 2 * time.Millisecond, P999: 3 * time.Millisecond, Max: 4 * time.Millisecond,
 			ServerCPU: 12345, ClientCPU: 678, ServerRSS: 100 << 20}
-		return Figure{Group: group, Name: name, Load: l, Median: m, Rounds: []Result{m}}
+		worse, better := m, m
+		worse.PerSecond, better.PerSecond = perSecond*0.8, perSecond*1.1
+		if name == "floor" {
+			worse.PerSecond, better.PerSecond = perSecond, perSecond
+		}
+		return Figure{Group: group, Name: name, Load: l, Median: m, Rounds: []Result{worse, m, better}}
 	}
 	r := &Run{Date: "2026-01-02", Machine: Machine{CPU: "a <fast> one", Cores: 2}, Versions: []string{"aspstate x", "Redis y"}, Rounds: 3, Seconds: 2,
+		Stolen: map[string]float64{"memory": 0.234, "footprint": 0.019},
 		Figures: []Figure{
 			figure("memory", "floor", l, 100_000), figure("memory", "aspstate, memory", l, 95_000), figure("memory", "Redis, in memory", l, 90_000),
 			{Group: "footprint", Name: "aspstate, memory", Load: l, Value: 260, Unit: "bytes a session beyond ID and item"},
@@ -60,11 +66,15 @@ func TestTargets(t *testing.T) {
 func TestReport(t *testing.T) {
 	files := report(made())
 	page := files["performance.md"]
-	for _, text := range []string{"a <fast> one, 2 cores", "aspstate x; Redis y", "2026-01-02", "95,000", "| memory | floor, 1 KB | at least 0.90 | 0.95 | reached |",
-		"| 260 bytes a session", "12.3µs + 678ns", "100 MB"} {
+	for _, text := range []string{"a <fast> one, 2 cores", "aspstate x; Redis y", "2026-01-02", "95,000", "| memory | floor, 1 KB | at least 0.90 | 0.95 (0.76 to 1.05) | reached |",
+		"| 260 bytes a session", "12.3µs + 678ns", "100 MB",
+		"took 23 % of the processors"} {
 		if !strings.Contains(page, text) {
 			t.Errorf("the page does not say %q", text)
 		}
+	}
+	if n := strings.Count(page, "% of the processors"); n != 1 {
+		t.Errorf("the page speaks of stolen time %d times, want once: of one group it is not worth mentioning", n)
 	}
 	for _, line := range strings.Split(page, "\n") {
 		_, rest, ok := strings.Cut(line, "](")

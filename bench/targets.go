@@ -10,8 +10,24 @@ import (
 type target struct {
 	store, against string
 	want           float64
-	atMost         bool    // or at least
-	got            float64 // 0 where it was not measured
+	atMost         bool // or at least
+	measured
+}
+
+type measured struct {
+	got       float64 // 0 where it was not measured
+	low, high float64 // of single rounds, where a round has a figure of its own
+}
+
+func (m measured) text() string {
+	switch {
+	case m.got == 0:
+		return "-"
+	case m.high == 0:
+		return figureText(m.got)
+	default:
+		return fmt.Sprintf("%s (%s to %s)", figureText(m.got), figureText(m.low), figureText(m.high))
+	}
 }
 
 func (t target) reached() bool { return t.got > 0 && (t.got >= t.want) != t.atMost || t.got == t.want }
@@ -56,23 +72,30 @@ const kb = 1 << 10
 
 // targets compares the run with what is wanted: ratios of medians, of contestants that were measured alternately.
 func targets(r *Run) []target {
-	ratio := func(group, op string, size, conns int, own, other string, otherOp string) float64 {
+	ratio := func(group, op string, size, conns int, own, other string, otherOp string) (m measured) {
 		a, b := r.find(group, own, op, size, conns), r.find(group, other, otherOp, size, conns)
 		if b.Median.PerSecond == 0 {
-			return 0
+			return m
 		}
-		return a.Median.PerSecond / b.Median.PerSecond
-	}
-	cycle := func(group string, size, conns int, own, other string) float64 {
-		return ratio(group, "cycle", size, conns, own, other, "cycle")
-	}
-	value := func(group, name string) (v float64) {
-		for _, f := range r.Figures {
-			if f.Group == group && f.Name == name && f.Unit != "" {
-				v = f.Value
+		m.got = a.Median.PerSecond / b.Median.PerSecond
+		for i := range min(len(a.Rounds), len(b.Rounds)) {
+			each := a.Rounds[i].PerSecond / b.Rounds[i].PerSecond
+			if m.high = max(m.high, each); m.low == 0 || each < m.low {
+				m.low = each
 			}
 		}
-		return v
+		return m
+	}
+	cycle := func(group string, size, conns int, own, other string) measured {
+		return ratio(group, "cycle", size, conns, own, other, "cycle")
+	}
+	value := func(group, name string) (m measured) {
+		for _, f := range r.Figures {
+			if f.Group == group && f.Name == name && f.Unit != "" {
+				m.got = f.Value
+			}
+		}
+		return m
 	}
 	const (
 		memory, sqlite, postgres = "aspstate, memory", "aspstate, SQLite", "aspstate, PostgreSQL"
@@ -93,7 +116,7 @@ func targets(r *Run) []target {
 		{"idle connection", "bytes of memory", 12 * kb, true, value("footprint", "idle connection")},
 	}
 	for _, store := range []string{memory, sqlite, postgres} {
-		list = append(list, target{store, "p99 at half the peak load, many sessions against 1,000", 1.5, true, r.tailRatio(store)})
+		list = append(list, target{store, "p99 at half the peak load, many sessions against 1,000", 1.5, true, measured{got: r.tailRatio(store)}})
 	}
 	for _, setup := range []string{memory, sqlite, postgres, "aspstate, two on PostgreSQL"} {
 		list = append(list, target{setup, "lock hand-over, times the ideal (eight pages of 40 ms)", 1.15, true, value("handover", setup)})
@@ -125,10 +148,6 @@ func printTargets(out io.Writer, list []target) {
 	defer w.Flush()
 	fmt.Fprintln(w, "STORE\tAGAINST\tWANTED\tMEASURED\t")
 	for _, t := range list {
-		got := "-"
-		if t.got > 0 {
-			got = figureText(t.got)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", t.store, t.against, t.wanted(), got, t.verdict())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", t.store, t.against, t.wanted(), t.text(), t.verdict())
 	}
 }

@@ -43,6 +43,17 @@ func metered(server, database func() []int) meter {
 	}
 }
 
+// stolenTime is the processor time that the machine's host has given to others since the machine began.
+func stolenTime() time.Duration {
+	text, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(text), "\n")
+	if fields := strings.Fields(line); len(fields) > 8 { // cpu user nice system idle iowait irq softirq steal
+		ticks, _ := strconv.ParseInt(fields[8], 10, 64)
+		return time.Duration(ticks) * tick
+	}
+	return 0
+}
+
 func noProcesses() []int { return nil }
 
 // written are the bytes that each process gave to the file system, written to the disk by now or later.
