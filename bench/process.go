@@ -248,9 +248,13 @@ func memory(pids []int) (sum int64) {
 // measured sends a load with this server under the meter, and notes the memory at its end.
 func (s *server) measured(l Load, d dialect) (Result, error) {
 	r, err := l.send(s.address, d, metered(s.own, s.others), nil)
+	if err != nil {
+		s.stop() // so that its log is there
+		return r, fmt.Errorf("%w; its log:\n%s", err, s.log)
+	}
 	r.DatabaseRSS = memory(s.others())
 	r.ServerRSS = memory(s.own()) + r.DatabaseRSS
-	return r, err
+	return r, nil
 }
 
 // memoryOf is a figure in kB of a file in /proc/PID, in bytes.
