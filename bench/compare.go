@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"aspstate/backends/postgres/pgtest"
@@ -297,6 +298,7 @@ func (b *bench) alternateLoads(group string, contestants []contestant, load func
 	}
 	for range b.Rounds {
 		for i, c := range contestants {
+			b.calm()
 			r, err := c.send(loads[i])
 			if err != nil {
 				return fmt.Errorf("%s: %v: %w", c.name, loads[i], err)
@@ -311,6 +313,26 @@ func (b *bench) alternateLoads(group string, contestants []contestant, load func
 			short(f.Median.P50), short(f.Median.P99), short(f.Median.P999), short(f.Median.ServerCPU), short(f.Median.ClientCPU))
 	}
 	return nil
+}
+
+// calm has the disk write what the last contestant has left, so that the next one does not pay for it, and waits until its flushes
+// are quick again: ten seconds at most.
+func (b *bench) calm() {
+	syscall.Sync()
+	f, err := os.OpenFile(filepath.Join(b.dir, "calm"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	block := make([]byte, 4096)
+	for begun, quick := time.Now(), 0; quick < 10 && time.Since(begun) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
+		flushed := time.Now()
+		f.WriteAt(block, 0)
+		f.Sync()
+		if quick++; time.Since(flushed) > 2*time.Millisecond {
+			quick = 0
+		}
+	}
 }
 
 // note keeps a number.
