@@ -272,7 +272,7 @@ func TestCountSealed(t *testing.T) {
 	v.write("shop", "3", "3")
 	v.SetEncryption(Encryption{})
 	v.write("shop", "4", "4")
-	v.plant("shop", "4", []byte("\xfeas\x02 of a later version"))
+	v.plant("shop", "4", []byte("\xfeaspenc\x02 of a later version"))
 	v.write("shop", "5", "5")
 	check := func(what string, c Sealed, err error) {
 		t.Helper()

@@ -3,14 +3,14 @@
 //
 // A sealed item is
 //
-//	FE 'a' 's' 01; the key's ID, 4 bytes; nonce, 24 bytes; the item, encrypted; tag, 16 bytes
+//	FE 'aspenc' 01; the key's ID, 4 bytes; nonce, 24 bytes; the item, encrypted; tag, 16 bytes
 //
-// encrypted by AES-256-GCM. Authenticated with it are its first 32 bytes, the application's name and the session ID; not the AppID, which
+// encrypted by AES-256-GCM. Authenticated with it are its first 36 bytes, the application's name and the session ID; not the AppID, which
 // differs between stores, so that sealed items move from one to another as they are.
 //
 // No item that ASP.NET writes begins like that: as an int32, which items begin with (their timeout in minutes, 525,600 at
 // most), the first four bytes are more than 24 million; and as a DEFLATE stream, which items are with compressionEnabled, the first byte
-// announces a block of the type that RFC 1951 (3.2.3) reserves.
+// announces a block of the type that RFC 1951 (3.2.3) reserves. An item of any bytes whatever does once in 2^56.
 //
 // GCM with random nonces of 96 bits may encrypt 2^32 items with one key, which a busy farm does in a week or two. So each
 // item has a key of its own, derived from the key and the first half of its nonce as XAES-256-GCM says (C2SP, 192-bit nonces): 2^80 items.
@@ -41,7 +41,7 @@ const (
 	// KeySize is the length of a key's secret, in bytes.
 	KeySize = 32
 
-	mark  = "\xfeas"      // of all formats
+	mark  = "\xfeaspenc"  // of all formats
 	magic = mark + "\x01" // of this one
 )
 
