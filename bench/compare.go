@@ -65,6 +65,7 @@ type bench struct {
 	dir     string
 	round   time.Duration
 	only    string // groups that are run; "" is all
+	of      string // stores that tail and scale are run for; "" is all
 	full    bool
 	out     string
 
@@ -82,8 +83,14 @@ func runCompare(args []string) error {
 	flags.DurationVar(&b.round, "round", 3*time.Second, "how long a round takes, besides half a second before")
 	flags.BoolVar(&b.full, "full", false, "a million sessions, and all sizes and numbers of connections")
 	flags.StringVar(&b.only, "only", "", "the `groups` to run, with commas between them: "+strings.Join(groupNames(), ", "))
+	flags.StringVar(&b.of, "stores", "", "the `stores` to run tail and scale for: "+strings.Join(storeNames, ", "))
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	for name := range strings.SplitSeq(b.of, ",") {
+		if name != "" && !slices.Contains(storeNames, name) {
+			return fmt.Errorf("there is no store %q, only %s", name, strings.Join(storeNames, ", "))
+		}
 	}
 	for name := range strings.SplitSeq(b.only, ",") {
 		if name != "" && !slices.Contains(groupNames(), name) {
@@ -107,7 +114,7 @@ func runCompare(args []string) error {
 	defer b.host.close()
 	b.describe()
 	if old, err := readRun(b.out); err == nil && old.alike(&b.Run) {
-		b.Figures = slices.DeleteFunc(old.Figures, func(f Figure) bool { return b.runs(f.Group) })
+		b.Figures = slices.DeleteFunc(old.Figures, b.replaces)
 		b.Stolen = old.Stolen
 	}
 	if b.Stolen == nil {
@@ -142,6 +149,25 @@ func (r *Run) alike(other *Run) bool {
 
 func (b *bench) runs(group string) bool {
 	return b.only == "" || slices.Contains(strings.Split(b.only, ","), group)
+}
+
+var storeNames = []string{"memory", "sqlite", "postgres"}
+
+// stores are those that tail and scale are run for.
+func (b *bench) stores() []string {
+	if b.of == "" {
+		return storeNames
+	}
+	return strings.Split(b.of, ",")
+}
+
+// replaces reports whether the run measures this figure again.
+func (b *bench) replaces(f Figure) bool {
+	if f.Group != "tail" && f.Group != "scale" {
+		return b.runs(f.Group)
+	}
+	titles := map[string]string{"memory": "aspstate, memory", "sqlite": "aspstate, SQLite", "postgres": "aspstate, PostgreSQL"}
+	return b.runs(f.Group) && slices.ContainsFunc(b.stores(), func(store string) bool { return titles[store] == f.Name })
 }
 
 // describe notes where and what this is.

@@ -299,7 +299,7 @@ func (b *bench) footprint() error {
 
 // tail compares the p99 with many sessions and with few, at half of what the store can do with few.
 func (b *bench) tail() error {
-	for _, store := range []string{"memory", "sqlite", "postgres"} {
+	for _, store := range b.stores() {
 		var both []contestant
 		var sessions []int
 		for _, n := range []int{1000, b.many()} {
@@ -345,7 +345,7 @@ func (b *bench) scale() error {
 	if b.full {
 		sessions = append(sessions, 1_000_000)
 	}
-	for _, store := range []string{"memory", "sqlite", "postgres"} {
+	for _, store := range b.stores() {
 		run := func(l Load) error {
 			s, err := b.store(store)
 			if err != nil {

@@ -160,3 +160,18 @@ func TestOnlyRunsAlikeAreMixed(t *testing.T) {
 		}
 	}
 }
+
+// A part of a group that is run again leaves the figures of the other stores.
+func TestPartOfAGroup(t *testing.T) {
+	b := &bench{only: "scale,memory", of: "sqlite"}
+	for f, want := range map[*Figure]bool{
+		{Group: "scale", Name: "aspstate, SQLite"}:  true,
+		{Group: "scale", Name: "aspstate, memory"}:  false,
+		{Group: "tail", Name: "aspstate, SQLite"}:   false,
+		{Group: "memory", Name: "aspstate, memory"}: true,
+	} {
+		if b.replaces(*f) != want {
+			t.Errorf("%s, %s: replaced is %t", f.Group, f.Name, !want)
+		}
+	}
+}
