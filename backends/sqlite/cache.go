@@ -37,21 +37,26 @@ func (c *cache) get(key backends.Key) *session {
 }
 
 func (c *cache) put(key backends.Key, se *session) {
-	if c.bytes > cacheBytes {
-		c.old, c.young, c.bytes = c.young, make(map[backends.Key]*session, len(c.young)), 0
-	}
 	key.ID = strings.Clone(key.ID) // it may be part of something larger
 	c.young[key] = se
-	c.bytes += weight(key, se)
+	c.grow(weight(key, se))
 }
 
-// keep gives a session that is here an item, which nobody changes from then on.
+// grow counts bytes of young, and makes it old where they are too many.
+func (c *cache) grow(bytes int) {
+	if c.bytes += bytes; c.bytes > cacheBytes {
+		c.old, c.young, c.bytes = c.young, make(map[backends.Key]*session, len(c.young)), 0
+	}
+}
+
+// keep gives a session that was just got or put an item, which nobody changes from then on.
 func (c *cache) keep(se *session, item []byte) {
 	if len(item) > cacheItem {
 		item = nil
 	}
-	c.bytes += len(item) - len(se.item)
+	more := len(item) - len(se.item)
 	se.item = item
+	c.grow(more)
 }
 
 func (c *cache) drop(key backends.Key) {

@@ -108,6 +108,29 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
+// Sessions that fit become longer, all of them.
+func TestCacheIsBoundedWhereItemsGrow(t *testing.T) {
+	var c cache
+	c.clear()
+	for n := range 2000 {
+		c.put(key(n), &session{})
+	}
+	for n := range 2000 {
+		if se := c.get(key(n)); se != nil {
+			c.keep(se, make([]byte, cacheItem))
+		}
+	}
+	held := 0
+	for _, sessions := range []map[backends.Key]*session{c.young, c.old} {
+		for key, se := range sessions {
+			held += weight(key, se)
+		}
+	}
+	if held > 2*(cacheBytes+cacheItem) {
+		t.Errorf("%d bytes are held, want at most twice %d", held, cacheBytes)
+	}
+}
+
 // A lock that a transaction took which was rolled back is not held.
 func TestRolledBackLockIsForgotten(t *testing.T) {
 	s := newStore(t)
