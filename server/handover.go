@@ -36,7 +36,7 @@ const (
 	maxWaiters         = 32
 	maxWaitersOfClient = 50
 
-	// budgetAfterWait is what is left of a request's budget, at least, when it has waited.
+	// budgetAfterWait is what is left of a request's budget, at least, when it has waited, or took long to arrive.
 	budgetAfterWait = 500 * time.Millisecond
 )
 

@@ -26,7 +26,7 @@ type Session struct {
 
 // Request is what Sessions knows of the request that a front end carries out.
 type Request struct {
-	Arrived time.Time // with its request line: the budget counts from here
+	Arrived time.Time // with its request line: the budget counts from here, but what took longer to arrive is tried, too
 	Client  netip.Addr
 	// Watch, where it is set, is called when the request begins to wait. gone closes
 	// when the client closes its connection; stop ends the watching and returns when it has.
@@ -305,7 +305,7 @@ func (s *Sessions) ResetTimeout(ctx context.Context, req Request, session Sessio
 		return nil
 	}
 	at := s.place(session, backends.NoCookie)
-	err := s.try(ctx, stmtResetTimeout, req, time.Second, func(ctx context.Context) error { return at.renew(ctx) })
+	err := s.try(ctx, stmtResetTimeout, req.Arrived.Add(s.Budget()), min(time.Second, s.Budget()/3), func(ctx context.Context) error { return at.renew(ctx) })
 	if !backends.IsAnswer(err) {
 		s.outage.failed(stmtResetTimeout.String(), err)
 		s.renewLater(at)
@@ -328,6 +328,7 @@ func (s *Sessions) renewLater(at place) { s.later.renew(at.session, at.renew) }
 // do calls op until it answers or the budget is spent. One try takes at most a
 // third of the budget, so that a database that hangs leaves time for the next host;
 // when an outage is older than the budget, there is one try of at most a second.
+// What took the budget to arrive, a long item over a slow line, is tried once all the same.
 // unknown says that op failed and may all the same have been applied.
 func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(context.Context) error) (unknown bool, err error) {
 	budget := time.Duration(s.budget.Load())
@@ -335,8 +336,12 @@ func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(
 	if last {
 		atMost = time.Second
 	}
+	end := req.Arrived.Add(budget)
+	if late := time.Now().Add(min(budgetAfterWait, budget/3)); end.Before(late) {
+		end = late
+	}
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
-		err = s.try(ctx, stmt, req, atMost, op)
+		err = s.try(ctx, stmt, end, min(atMost, budget/3), op)
 		if backends.IsAnswer(err) {
 			s.outage.worked()
 			return false, err
@@ -347,7 +352,7 @@ func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(
 		}
 		s.outage.failed(stmt.String(), err)
 		pause := pause/2 + mathrand.N(pause)
-		if last || errors.Is(err, backends.ErrPermanent) || ctx.Err() != nil || time.Since(req.Arrived)+pause >= budget {
+		if last || errors.Is(err, backends.ErrPermanent) || ctx.Err() != nil || time.Until(end) <= pause {
 			s.Metrics.GivenUp.Add(1)
 			s.outage.gaveUp(stmt.String(), err)
 			return unknown, fmt.Errorf("%v: the store is failing: %w", stmt, err)
@@ -363,13 +368,11 @@ func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(
 	}
 }
 
-// try calls op once, for at most this long, a third of the budget, or up to its end.
-func (s *Sessions) try(ctx context.Context, stmt Statement, req Request, atMost time.Duration, op func(context.Context) error) error {
-	budget := time.Duration(s.budget.Load())
+// try calls op once, for at most this long, and not beyond end.
+func (s *Sessions) try(ctx context.Context, stmt Statement, end time.Time, atMost time.Duration, op func(context.Context) error) error {
 	begun := time.Now()
-	end, deadline := begun.Add(min(atMost, budget/3)), req.Arrived.Add(budget)
-	if end.After(deadline) {
-		end = deadline
+	if sooner := begun.Add(atMost); sooner.Before(end) {
+		end = sooner
 	}
 	limited := limit(ctx, end)
 	err := op(limited)

@@ -79,6 +79,25 @@ func TestRetriesEndWithTheBudget(t *testing.T) {
 	}
 }
 
+// An item that took longer than the budget to arrive is stored: its client is still there.
+func TestWhatArrivedLateIsTriedOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *retryRig) {
+		late := Request{Arrived: time.Now().Add(-2 * budget)}
+		if err := r.Set(t.Context(), late, r.session, backends.Write{Data: []byte("late"), Timeout: time.Minute}); err != nil {
+			t.Errorf("a working store: %v", err)
+		}
+		tries := 0
+		r.store.Fail(func(context.Context, string, func() error) error {
+			tries++
+			time.Sleep(budgetAfterWait)
+			return backendtest.ErrDown
+		})
+		if err := r.Set(t.Context(), late, r.session, backends.Write{Data: []byte("later"), Timeout: time.Minute}); backends.IsAnswer(err) || tries != 1 {
+			t.Errorf("a failing store: %v after %d tries, want a failure after one", err, tries)
+		}
+	})
+}
+
 func TestRetryGetsThroughWithTheSameToken(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *retryRig) {
 		var tokens []backends.Token
