@@ -31,7 +31,7 @@ func needTool(t *testing.T, name string) string {
 			return path
 		}
 	}
-	if os.Getenv("ASPSTATE_TEST_LONG") != "" {
+	if thorough {
 		t.Fatalf("%s is missing, which this test needs: make tools", name)
 	}
 	t.Skipf("%s is not here: make test-all installs it", name)
@@ -140,7 +140,7 @@ var errLost = errors.New("the session is lost")
 // The example for HAProxy, with the PROXY protocol and the allow list behind it: two servers on one PostgreSQL database, one of which is
 // killed while pages run. Requests under way at that moment may fail; no session is lost, and nothing fails once HAProxy has noticed.
 func TestBehindHAProxy(t *testing.T) {
-	if os.Getenv("ASPSTATE_TEST_LONG") == "" {
+	if !thorough {
 		t.Skip("takes long: make test-all runs it, with ASPSTATE_TEST_LONG=1")
 	}
 	haproxy, own := needTool(t, "haproxy"), ownAddress(t)

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -144,14 +145,25 @@ func content(t testing.TB, b []byte) int {
 func TestDirect(t *testing.T) {
 	for _, s := range stores {
 		if !s.wholeMinutes {
-			t.Run(s.name+"/expiring", func(t *testing.T) { several(t, mathrand.Uint64, 10, s, expiringHistory) })
+			t.Run(s.name+"/expiring", func(t *testing.T) { several(t, mathrand.Uint64, often(5, 10), s, expiringHistory) })
 		}
-		t.Run(s.name+"/impatient", func(t *testing.T) { several(t, mathrand.Uint64, 6, s, impatientHistory) })
+		t.Run(s.name+"/impatient", func(t *testing.T) { several(t, mathrand.Uint64, often(3, 6), s, impatientHistory) })
 	}
 }
 
 // scenario is a test of a store that draws on a seed.
 type scenario func(t *testing.T, s store, rng *mathrand.Rand)
+
+// thorough is set for make test-all and the mutants.
+var thorough = os.Getenv("ASPSTATE_TEST_LONG") != ""
+
+// often returns how many times to run a scenario: few times in make test, many in the long tests.
+func often(few, many int) int {
+	if thorough {
+		return many
+	}
+	return few
+}
 
 // several runs a scenario n times at once.
 func several(t *testing.T, seeds func() uint64, n int, s store, run scenario) {

@@ -30,7 +30,7 @@ import (
 // TestSwitchOfAFarm has two servers under load move 100,000 sessions of 7 KB from one PostgreSQL database to another, and
 // kills one of them half-way. It takes minutes: ASPSTATE_TEST_LONG=1, and ASPSTATE_TEST_SESSIONS for another number.
 func TestSwitchOfAFarm(t *testing.T) {
-	if os.Getenv("ASPSTATE_TEST_LONG") == "" {
+	if !thorough {
 		t.Skip("takes minutes: make test-all runs it, with ASPSTATE_TEST_LONG=1")
 	}
 	sessions := 100_000

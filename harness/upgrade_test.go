@@ -50,7 +50,7 @@ var previousProgram = sync.OnceValues(func() (string, error) {
 
 func needPrevious(t *testing.T) {
 	t.Helper()
-	if os.Getenv("ASPSTATE_TEST_LONG") == "" {
+	if !thorough {
 		t.Skip("builds the previous version: make test-all runs it, with ASPSTATE_TEST_LONG=1")
 	}
 	if path, err := previousProgram(); err == nil && path == "" {

@@ -100,11 +100,11 @@ func (w *wire) call(req request) (client.Answer, error) {
 // where the database can be shared.
 func TestWire(t *testing.T) {
 	for _, s := range stores {
-		t.Run(s.name+"/undisturbed", func(t *testing.T) { several(t, rand.Uint64, 2, s, wireHistories) })
-		t.Run(s.name+"/waiting for locks", func(t *testing.T) { several(t, rand.Uint64, 2, s, waitingHistories) })
-		t.Run(s.name+"/clients disturbed", func(t *testing.T) { several(t, rand.Uint64, 3, s, disturbedClients) })
+		t.Run(s.name+"/undisturbed", func(t *testing.T) { several(t, rand.Uint64, often(1, 2), s, wireHistories) })
+		t.Run(s.name+"/waiting for locks", func(t *testing.T) { several(t, rand.Uint64, often(1, 2), s, waitingHistories) })
+		t.Run(s.name+"/clients disturbed", func(t *testing.T) { several(t, rand.Uint64, often(2, 3), s, disturbedClients) })
 		if s.network {
-			t.Run(s.name+"/database disturbed", func(t *testing.T) { several(t, rand.Uint64, 3, s, disturbedDatabase) })
+			t.Run(s.name+"/database disturbed", func(t *testing.T) { several(t, rand.Uint64, often(2, 3), s, disturbedDatabase) })
 		}
 	}
 }

@@ -210,7 +210,7 @@ func (m mutant) apply(tree string, args ...string) error {
 func (m mutant) isFound(tree string) ([]byte, error) {
 	cmd := exec.Command("go", append([]string{"test", "-count=1", "-timeout=3m"}, m.test...)...)
 	cmd.Dir = tree
-	cmd.Env = append(os.Environ(), "TMPDIR="+filepath.Dir(tree)) // what tests leave is of no use
+	cmd.Env = append(os.Environ(), "ASPSTATE_TEST_LONG=1", "TMPDIR="+filepath.Dir(tree)) // what tests leave is of no use
 	out, err := cmd.CombinedOutput()
 	switch {
 	case err == nil && bytes.Contains(out, []byte("no tests to run")):
