@@ -3,6 +3,7 @@ package sqlite
 import (
 	"encoding/binary"
 	"fmt"
+	"unsafe"
 
 	"modernc.org/libc"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -19,6 +20,7 @@ type conn struct {
 	stmts []*stmt
 
 	methods uintptr // of the log's file, where they are not SQLite's own
+	hook    func(tls *libc.TLS, arg, db, name uintptr, pages int32) int32
 }
 
 // resultError is a failure of SQLite.
@@ -101,6 +103,15 @@ func (c *conn) inTransaction() bool {
 
 // lastRow is the row that was inserted last.
 func (c *conn) lastRow() int64 { return sqlite3.Xsqlite3_last_insert_rowid(c.tls, c.db) }
+
+// onCommit has f called after every commit of the connection that appended to the log, with how many pages the log has then.
+func (c *conn) onCommit(f func(pages int)) {
+	c.hook = func(_ *libc.TLS, _, _, _ uintptr, pages int32) int32 {
+		f(int(pages))
+		return sqlite3.SQLITE_OK
+	}
+	sqlite3.Xsqlite3_wal_hook(c.tls, c.db, *(*uintptr)(unsafe.Pointer(&c.hook)), 0) // the pointer as SQLite calls it; c keeps what it points to
+}
 
 // interrupt ends the statement that runs, if one does. It may be called from any goroutine.
 func (c *conn) interrupt() { sqlite3.Xsqlite3_interrupt(c.tls, c.db) }

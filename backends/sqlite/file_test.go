@@ -233,7 +233,7 @@ func TestNotADatabaseIsRefused(t *testing.T) {
 func wantPragmas(t *testing.T, s *Store) {
 	t.Helper()
 	for pragma, want := range map[string]string{
-		"journal_mode": "wal", "synchronous": "2", "auto_vacuum": "2", "wal_autocheckpoint": "8000", "journal_size_limit": "67108864",
+		"journal_mode": "wal", "synchronous": "2", "auto_vacuum": "2", "wal_autocheckpoint": "0", "journal_size_limit": "67108864",
 	} {
 		var got string
 		inWriter(t, s, func(w *writer) (err error) {

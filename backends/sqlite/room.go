@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"os"
 	"strconv"
 
 	"aspstate/backends"
@@ -59,30 +58,4 @@ func (w *writer) number(pragma string) (int, error) {
 		return 0, err
 	}
 	return strconv.Atoi(text)
-}
-
-// longestLog is the size of the log's file, in bytes, beyond which the writer waits for readers to leave the log. As a rule it
-// is written back beside them; but while there is always one at work, it could never begin anew.
-const (
-	longestLog = logLimit + logMore
-	logLimit   = 64 << 20
-	logMore    = 8 << 20 // from one try to the next
-	readerWait = "100"   // milliseconds; only lists and counts take longer
-	otherWait  = "5000"  // for other programs that look at the file
-)
-
-// boundLog has the log begin anew if it has grown too long.
-func (w *writer) boundLog() {
-	info, err := os.Stat(w.logFile)
-	if err != nil || info.Size() <= longestLog {
-		w.logTried = 0
-		return
-	}
-	if info.Size() < w.logTried+logMore {
-		return
-	}
-	w.logTried = info.Size()
-	w.conn.exec("PRAGMA busy_timeout = " + readerWait)
-	w.conn.exec(restartLog) // in vain where somebody still reads
-	w.conn.exec("PRAGMA busy_timeout = " + otherWait)
 }

@@ -113,13 +113,14 @@ func (s *Store) open() (w *writer, err error) {
 			for c := range s.lists {
 				c.close()
 			}
+			w.written.behind.close()
 			w.conn.close()
 		}
 	}()
 	if mode, err := w.conn.query("PRAGMA journal_mode"); err != nil || mode != "wal" {
 		return nil, errors.Join(fmt.Errorf("its file system gives journal mode %q where wal is needed", mode), err)
 	}
-	if err := w.conn.flushData(w.logFile); err != nil {
+	if err := w.conn.flushData(s.file.path + "-wal"); err != nil {
 		return nil, err
 	}
 	for range readerCount {

@@ -15,8 +15,8 @@ import (
 
 // writerPragmas are run on the writer's connection, besides those of the file.
 var writerPragmas = []string{
-	"wal_autocheckpoint = 8000",     // pages: 32 MB of log, written back at once
-	"journal_size_limit = 67108864", // logLimit
+	"wal_autocheckpoint = 0",        // writtenLog does that
+	"journal_size_limit = 67108864", // what a log that begins anew keeps of its file
 	"cache_size = -32768",           // KiB; nobody else writes, so it stays valid
 }
 
@@ -40,10 +40,6 @@ VALUES (?1, ?2, ?3, ?4, ?3, 1, ?5, 0, ?6, ?7)`
 	expireSession = `DELETE FROM sessions WHERE rowid = ?1 RETURNING app_id, session_id`
 	readItem      = `SELECT item FROM sessions WHERE rowid = ?1`
 	dataVersion   = `PRAGMA data_version`
-
-	writeBack  = `PRAGMA wal_checkpoint(PASSIVE)`
-	restartLog = `PRAGMA wal_checkpoint(RESTART)`
-	emptyLog   = `PRAGMA wal_checkpoint(TRUNCATE)`
 )
 
 // writer is the one connection that writes. Its goroutine runs what is queued in batches of one
@@ -55,8 +51,7 @@ type writer struct {
 	apps     *applications
 	log      *slog.Logger
 	warned   time.Time
-	logFile  string // SQLite's log
-	logTried int64  // its size when it was last to begin anew
+	written  writtenLog
 
 	now       int64          // of the batch at hand
 	cache     cache          // as of the transaction at hand
@@ -83,8 +78,9 @@ func (s *Store) newWriter(path string) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{conn: c, queue: &s.queue, outcomes: &s.outcomes, apps: &s.apps, log: s.log, committed: &s.moves, logFile: path + "-wal"}
+	w := &writer{conn: c, queue: &s.queue, outcomes: &s.outcomes, apps: &s.apps, log: s.log, committed: &s.moves}
 	w.cache.clear()
+	c.onCommit(func(pages int) { w.written.pages = pages })
 	for _, p := range []struct {
 		stmt **stmt
 		sql  string
@@ -106,6 +102,10 @@ func (s *Store) newWriter(path string) (*writer, error) {
 			return nil, errors.Join(err, c.close())
 		}
 	}
+	if w.written.behind, err = newBehind(path, s.log); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	go w.written.behind.run()
 	return w, nil
 }
 
@@ -123,7 +123,7 @@ func (w *writer) run() {
 			batch[i] = nil
 			o.done <- struct{}{}
 		}
-		w.boundLog()
+		w.written.tend(w.conn)
 	}
 }
 
@@ -144,6 +144,7 @@ func (w *writer) execute(batch []*op) {
 	if kind(err) == backends.ErrFull {
 		// The log's pages that are written back can be used again, enough at least to release
 		// locks.
+		w.written.await(w.conn)
 		w.conn.exec(writeBack)
 	} else if len(batch) == 1 {
 		return
@@ -199,6 +200,9 @@ func (w *writer) transact(batch []*op) error {
 
 // close writes everything into the database file. The goroutine must have ended.
 func (w *writer) close() error {
+	if err := w.written.behind.close(); err != nil {
+		return errors.Join(err, w.conn.close())
+	}
 	busy, err := w.conn.query(emptyLog)
 	if err == nil && busy != "0" {
 		err = errors.New("another program reads the file")
