@@ -3,6 +3,7 @@
 package harness
 
 import (
+	"context"
 	"log/slog"
 	"net/url"
 	"os"
@@ -103,16 +104,7 @@ var stores = withSQLServer([]store{
 			if err != nil {
 				t.Fatal(err)
 			}
-			var opened []backends.Store
-			for range n {
-				s, err := postgres.Open(t.Context(), database, slog.New(slog.DiscardHandler))
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { s.Close() })
-				opened = append(opened, s)
-			}
-			return opened
+			return openAll(t, n, postgres.Open, database)
 		},
 		flags: func(t testing.TB, via via) []string {
 			return []string{"--auto-migrate", "--sql-connection-string=" + redirect(t, pgtest.Shared(t).Database(t), via)}
@@ -123,6 +115,19 @@ var stores = withSQLServer([]store{
 		forgetsBrokenLocks: true,
 	},
 })
+
+// openAll opens a database n times.
+func openAll[S backends.Store](t testing.TB, n int, open func(context.Context, string, *slog.Logger) (S, error), database string) (opened []backends.Store) {
+	for range n {
+		s, err := open(t.Context(), database, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		opened = append(opened, s)
+	}
+	return opened
+}
 
 func withSQLServer(others []store) []store {
 	if os.Getenv(mssqltest.Variable) == "" {
@@ -140,16 +145,7 @@ func withSQLServer(others []store) []store {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var opened []backends.Store
-			for range n {
-				s, err := sqlserver.Open(t.Context(), database, slog.New(slog.DiscardHandler))
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { s.Close() })
-				opened = append(opened, s)
-			}
-			return opened
+			return openAll(t, n, sqlserver.Open, database)
 		},
 		flags: func(t testing.TB, via via) []string {
 			file := filepath.Join(t.TempDir(), "dsn") // passwords are refused on a command line

@@ -140,7 +140,7 @@ func (w *writer) forgetSessions() (int, error) {
 		return 0, err
 	}
 	for _, row := range rows {
-		if err := w.expire(row); err != nil {
+		if err := w.delete(row); err != nil {
 			return 0, err
 		}
 	}
@@ -208,7 +208,7 @@ func (w *writer) take(move string, sessions []backends.Session) (taken int, err 
 			continue
 		}
 		if there.row != 0 {
-			if err := w.delete(from.Key, there.row); err != nil {
+			if err := w.delete(there.row); err != nil {
 				return 0, err
 			}
 		}

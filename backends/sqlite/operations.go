@@ -151,7 +151,7 @@ func (w *writer) set(o *op) error {
 // create begins a session, in the place of an expired one if that is still there.
 func (w *writer) create(o *op, expired *session) error {
 	if expired.row != 0 {
-		if err := w.delete(o.key, expired.row); err != nil {
+		if err := w.delete(expired.row); err != nil {
 			return err
 		}
 	}
@@ -190,13 +190,7 @@ func (w *writer) remove(o *op) error {
 	if o.err = se.refusal(w.now, o.cookie, o.cond); o.err != nil {
 		return w.touchRefused(o, se)
 	}
-	return w.delete(o.key, se.row)
-}
-
-func (w *writer) delete(key backends.Key, row int64) error {
-	w.cache.drop(key)
-	w.deleteSession.bindInt(1, row)
-	return w.deleteSession.run()
+	return w.delete(se.row)
 }
 
 func (w *writer) resetTimeout(o *op) error {
@@ -225,16 +219,16 @@ func (w *writer) deleteExpired(o *op) error {
 	}
 	o.count = 0
 	for start := time.Now(); o.count < len(rows) && time.Since(start) < sliceTime; o.count++ {
-		if err := w.expire(rows[o.count]); err != nil {
+		if err := w.delete(rows[o.count]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// expire deletes a session whose key is not known.
-func (w *writer) expire(row int64) error {
-	s := w.expireSession
+// delete deletes a session. The file knows its key, under which it may be remembered.
+func (w *writer) delete(row int64) error {
+	s := w.deleteSession
 	defer s.reset()
 	s.bindInt(1, row)
 	for {

@@ -29,7 +29,7 @@ const (
 
 	insertSession = `INSERT INTO sessions (app_id, session_id, created, expires, lock_date, lock_cookie, timeout, locked, flags, item)
 VALUES (?1, ?2, ?3, ?4, ?3, 1, ?5, 0, ?6, ?7)`
-	deleteSession = `DELETE FROM sessions WHERE rowid = ?1`
+	deleteSession = `DELETE FROM sessions WHERE rowid = ?1 RETURNING app_id, session_id`
 	lockSession   = `UPDATE sessions SET locked = 1, lock_cookie = ?2, lock_date = ?3 WHERE rowid = ?1`
 	unlockSession = `UPDATE sessions SET locked = 0 WHERE rowid = ?1`
 	setItem       = `UPDATE sessions SET locked = 0, item = ?2 WHERE rowid = ?1`
@@ -37,7 +37,6 @@ VALUES (?1, ?2, ?3, ?4, ?3, 1, ?5, 0, ?6, ?7)`
 	setExpires    = `UPDATE sessions SET expires = ?2 WHERE rowid = ?1`
 	setFlags      = `UPDATE sessions SET flags = ?2 WHERE rowid = ?1`
 	findExpired   = `SELECT rowid FROM sessions WHERE expires < ?2 ORDER BY expires LIMIT ?1`
-	expireSession = `DELETE FROM sessions WHERE rowid = ?1 RETURNING app_id, session_id`
 	readItem      = `SELECT item FROM sessions WHERE rowid = ?1`
 	dataVersion   = `PRAGMA data_version`
 )
@@ -62,7 +61,6 @@ type writer struct {
 	findSession, findWhole, findExpired *stmt
 	readItem, dataVersion               *stmt
 	insertSession, deleteSession        *stmt
-	expireSession                       *stmt
 	lockSession, unlockSession, setItem *stmt
 	setTimeout, setExpires, setFlags    *stmt
 	findApplication, countApplications  *stmt
@@ -87,7 +85,7 @@ func (s *Store) newWriter(path string) (*writer, error) {
 	}{
 		{&w.begin, begin}, {&w.commit, commit}, {&w.rollback, rollback},
 		{&w.findSession, findSession}, {&w.findWhole, findItem}, {&w.findExpired, findExpired},
-		{&w.readItem, readItem}, {&w.dataVersion, dataVersion}, {&w.expireSession, expireSession},
+		{&w.readItem, readItem}, {&w.dataVersion, dataVersion},
 		{&w.insertSession, insertSession}, {&w.deleteSession, deleteSession},
 		{&w.lockSession, lockSession}, {&w.unlockSession, unlockSession}, {&w.setItem, setItem},
 		{&w.setTimeout, setTimeout}, {&w.setExpires, setExpires}, {&w.setFlags, setFlags},
