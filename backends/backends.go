@@ -15,7 +15,7 @@
 //     session at all. Stores that write to disk may coalesce: they keep
 //     expires = now + timeout + Slack(timeout) and write it only when the kept
 //     value is below now + timeout. A session never expires early, counted
-//     from a moment within the call that renewed it.
+//     from a moment within the call that renewed it; only Unread takes that back.
 //  4. Missing is ErrNotFound and nothing else is. A store that cannot tell
 //     returns another error: a web server that hears "missing" starts an
 //     empty session and the user's data are lost.
@@ -108,7 +108,13 @@ type Item struct {
 	// Uninitialized says that the session was created uninitialized and that this is
 	// the first answer since: the flag is now cleared (ActionFlags: 1).
 	Uninitialized bool
+	// Unrenewed is when the session would expire if this call had not renewed it, for Unread. It is 0 where
+	// the call did not, and may be where an earlier try did.
+	Unrenewed Expiry
 }
+
+// Expiry is an instant by the clock of the store that gave it, and means nothing to another one.
+type Expiry int64
 
 // Condition says when a Set, Remove or Release applies.
 type Condition uint8
@@ -172,6 +178,12 @@ type Store interface {
 	// ResetTimeout renews the session, locked or not. A missing session is
 	// ErrNotFound.
 	ResetTimeout(ctx context.Context, key Key) error
+
+	// Unread takes back that Get or GetExclusive found item, as it was returned, because it cannot be given to anybody. In one step it
+	// ends the lock of item.LockCookie, if the session is locked with that, and has the session expire at item.Unrenewed at the
+	// latest, whatever has renewed it since, unless that is 0 or the session has other data by now. It renews nothing, and a
+	// missing session is no error. It may be tried again.
+	Unread(ctx context.Context, key Key, item Item) error
 
 	// DeleteExpired deletes expired sessions, at most limit, and returns how many;
 	// fewer than limit means that none was left when it looked. It never

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"aspstate/backends"
@@ -104,105 +102,60 @@ func (e *Encryption) open(application, id string, kept []byte) ([]byte, error) {
 // open opens an item, or says why not: to the log, to the metrics, and by an error that wraps errUnreadable.
 func (s *Sessions) open(application, id string, kept []byte) ([]byte, error) {
 	item, err := s.encryption.Load().open(application, id, kept)
-	if err != nil {
-		s.cannotOpen(application, id, err)
-		return nil, fmt.Errorf("%w: %w", errUnreadable, err)
+	if err == nil {
+		return item, nil
 	}
-	return item, nil
-}
-
-func (s *Sessions) cannotOpen(application, id string, err error) {
-	why := UnreadableDamaged
-	switch {
-	case errors.Is(err, seal.ErrUnknownKey):
-		why = UnreadableUnknownKey
-	case errors.Is(err, errUnencrypted):
-		why = UnreadableUnencrypted
-	}
-	if why != UnreadableUnknownKey { // with its key it is as good as ever, perhaps on another server
-		s.damaged.add(sessionName{application, id})
-	}
+	why := unreadable(err)
 	s.Metrics.Unreadable[why].Add(1)
 	s.unreadable[why].add(1, func(n int64) {
 		s.log.Error(unreadableSays[why], "requests", n, "application", application, "session", backends.ShortID(id), "error", err)
 	})
+	return nil, fmt.Errorf("%w: %w", errUnreadable, err)
 }
 
-// damaged are sessions whose item was found to be damaged or planted. Whatever finds a session in a store renews it; so
-// that such a one times out all the same, it is from then on looked at without asking for it.
-type damaged struct {
-	count atomic.Int64 // of sessions, so that nobody who has none waits for mu
-	mu    sync.Mutex
-	names map[sessionName]struct{}
-}
-
-// maxDamaged bounds what is remembered. A session that was forgotten is renewed once more when it is asked for.
-const maxDamaged = 10_000
-
-func (d *damaged) add(name sessionName) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.names == nil {
-		d.names = make(map[sessionName]struct{})
-	}
-	if len(d.names) >= maxDamaged {
-		for other := range d.names { // any one
-			delete(d.names, other)
-			break
-		}
-	}
-	d.names[name] = struct{}{}
-	d.count.Store(int64(len(d.names)))
-}
-
-func (d *damaged) has(name sessionName) bool {
-	if d.count.Load() == 0 {
-		return false
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	_, ok := d.names[name]
-	return ok
-}
-
-func (d *damaged) forget(name sessionName) {
-	if d.count.Load() == 0 {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.names, name)
-	d.count.Store(int64(len(d.names)))
-}
-
-// stillDamaged returns an error that wraps errUnreadable where the session's item was damaged, and is, without renewing the session.
-func (s *Sessions) stillDamaged(ctx context.Context, req Request, session Session) error {
-	name := sessionName{session.App.Name, session.ID}
-	if !s.damaged.has(name) {
-		return nil
-	}
-	var found backends.Session
-	at := s.place(session, backends.NoCookie)
-	_, err := s.do(ctx, stmtInspect, req, func(ctx context.Context) error {
-		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
-			inspector, ok := store.(backends.Inspector)
-			if !ok {
-				return nil
-			}
-			found, err = inspector.Inspect(ctx, key)
-			return err
-		})
-	})
+// unreadable is why an item could not be opened.
+func unreadable(err error) Unreadable {
 	switch {
-	case err != nil && !backends.IsAnswer(err):
-		return err
-	case err == nil && found.Data != nil:
-		if _, err = s.open(name.application, name.id, found.Data); err != nil {
-			return err
-		}
+	case errors.Is(err, seal.ErrUnknownKey):
+		return UnreadableUnknownKey
+	case errors.Is(err, errUnencrypted):
+		return UnreadableUnencrypted
+	default:
+		return UnreadableDamaged
 	}
-	s.damaged.forget(name) // it was replaced, or is gone
-	return nil
+}
+
+// openFound opens the item that a request found at its place, locked or not. Where that fails, the session is left as if it had not been
+// asked for: unlocked and, since one that nobody can read is to time out, not renewed.
+func (s *Sessions) openFound(ctx context.Context, req Request, at *place, found backends.Item, locked bool) (backends.Item, error) {
+	item, err := found, error(nil)
+	if item.Data, err = s.open(at.session.App.Name, at.session.ID, found.Data); err == nil {
+		return item, nil
+	}
+	if !locked {
+		found.LockCookie = backends.NoCookie
+	}
+	unread := unreadable(err) != UnreadableUnknownKey && s.unread(ctx, req, at, found) // with its key it is as good as ever, perhaps on another server
+	if locked && !unread {
+		s.ReleaseLater(at.session, found.LockCookie)
+	}
+	return item, err
+}
+
+// unread takes back that an item was found, and reports whether it could. Where the store fails just now, or was left since, the session stays
+// renewed: done later, it could take back what others did meanwhile who can read the item.
+func (s *Sessions) unread(ctx context.Context, req Request, at *place, found backends.Item) (done bool) {
+	s.do(ctx, stmtUnread, req, func(ctx context.Context) error {
+		err := at.route.store.Unread(ctx, at.key, found) // no other store knows its time
+		if done = err == nil; errors.Is(err, backends.ErrMoved) {
+			err = nil
+		}
+		return err
+	})
+	if done {
+		s.handover.released(at.key)
+	}
+	return done
 }
 
 // Content returns the item of a session that Inspect has found. An error says why it cannot be read.

@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"aspstate/backends"
+	"aspstate/backends/backendtest"
 	"aspstate/backends/memory"
 	"aspstate/server/seal"
 )
@@ -88,7 +90,7 @@ func (v *vault) reads(app, id, want string) {
 
 func (v *vault) unreadable(app, id string, why Unreadable) {
 	v.t.Helper()
-	before, statements := v.Metrics.Unreadable[why].Load(), v.Metrics.asked()
+	before, tries := v.Metrics.Unreadable[why].Load(), count(&v.Metrics.Statements[stmtGetExclusive])
 	_, err := v.GetExclusive(v.t.Context(), now(), v.session(app, id))
 	if !errors.Is(err, errUnreadable) || backends.IsAnswer(err) {
 		v.t.Fatalf("GetExclusive of %s of %s: %v, want that it cannot be read", id, app, err)
@@ -96,7 +98,7 @@ func (v *vault) unreadable(app, id string, why Unreadable) {
 	if n := v.Metrics.Unreadable[why].Load() - before; n != 1 {
 		v.t.Errorf("it was counted %d times as %v", n, why)
 	}
-	if n := v.Metrics.asked() - statements; n > 1 {
+	if n := count(&v.Metrics.Statements[stmtGetExclusive]) - tries; n != 1 {
 		v.t.Errorf("it took %d tries", n)
 	}
 	v.Settle(v.t.Context())
@@ -166,25 +168,31 @@ func TestPlantedItemsAreRefused(t *testing.T) {
 	}
 }
 
-// A session that was found to be damaged times out, however often it is asked for.
+// A session whose item cannot be opened times out, however often pages ask for it; with a key that is only missing it does not.
 func TestDamagedSessionIsNotRenewed(t *testing.T) {
-	for name, renewed := range map[string]bool{"damaged": false, "of an unknown key": true} {
-		t.Run(name, func(t *testing.T) {
+	for why, renewed := range map[Unreadable]bool{UnreadableDamaged: false, UnreadableUnencrypted: false, UnreadableUnknownKey: true} {
+		t.Run(why.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v := newVault(t)
 				v.write("shop", "1", "mine")
 				data := bytes.Clone(v.kept("shop", "1").Data)
-				data[len(data)-1] ^= 1
-				if renewed {
+				switch why {
+				case UnreadableDamaged:
+					data[len(data)-1] ^= 1
+				case UnreadableUnencrypted:
+					data = []byte("planted")
+				case UnreadableUnknownKey:
 					data = newSealKey(t).Seal("shop", "1", []byte("mine"))
 				}
 				v.plant("shop", "1", data)
+				left := v.kept("shop", "1").Left
 				for range 5 {
-					v.unreadable("shop", "1", map[bool]Unreadable{false: UnreadableDamaged, true: UnreadableUnknownKey}[renewed])
-					if err := v.ResetTimeout(t.Context(), now(), v.session("shop", "1")); err != nil {
-						t.Errorf("ResetTimeout: %v", err)
+					v.unreadable("shop", "1", why)
+					if now := v.kept("shop", "1").Left; (now > left) != (renewed && left < 20*time.Minute) {
+						t.Errorf("%v were left, and %v are after its requests, want that it was renewed: %v", left, now, renewed)
 					}
 					time.Sleep(4 * time.Minute)
+					left = v.kept("shop", "1").Left
 				}
 				time.Sleep(time.Second)
 				_, err := v.Get(t.Context(), now(), v.session("shop", "1"))
@@ -196,13 +204,140 @@ func TestDamagedSessionIsNotRenewed(t *testing.T) {
 	}
 }
 
-func TestDamagedSessionsAreBounded(t *testing.T) {
-	var d damaged
-	for i := range maxDamaged + 100 {
-		d.add(sessionName{"shop", strings.Repeat("x", i)})
+// Two pages that ask for it at the same time do not renew it either, whatever comes first; and none waits for the other's lock in vain.
+func TestDamagedSessionIsNotRenewedByTwoAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault(t)
+		v.SetLockWait(5 * time.Second)
+		v.write("shop", "1", "mine")
+		v.plant("shop", "1", []byte("planted"))
+		time.Sleep(15 * time.Minute)
+		store := &backendtest.Failing{Store: v.store}
+		v.setRoute(newRoute(store))
+		store.Fail(func(_ context.Context, op string, apply func() error) error { // it takes its time before and after
+			time.Sleep(time.Millisecond)
+			defer time.Sleep(time.Millisecond)
+			return apply()
+		})
+		begun, left := time.Now(), v.kept("shop", "1").Left
+		asks := map[string]func(context.Context, Request, Session) (backends.Item, error){"get": v.Get, "exclusive": v.GetExclusive}
+		for one, first := range asks {
+			for other, second := range asks {
+				for after := time.Duration(0); after < 6*time.Millisecond; after += 300 * time.Microsecond {
+					var pages sync.WaitGroup
+					page := func(ask func(context.Context, Request, Session) (backends.Item, error)) {
+						if _, err := ask(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, errUnreadable) {
+							t.Errorf("%v, want that it cannot be read", err)
+						}
+					}
+					pages.Go(func() { page(first) })
+					time.Sleep(after)
+					pages.Go(func() { page(second) })
+					pages.Wait()
+					is, want := v.kept("shop", "1"), left-time.Since(begun)
+					if is.Left != want || is.Locked {
+						t.Fatalf("%s, %v after %s: %v are left and it is locked: %v; want %v", other, after, one, is.Left, is.Locked, want)
+					}
+				}
+			}
+		}
+		if took := time.Since(begun); took > 2*time.Second {
+			t.Errorf("they took %v", took)
+		}
+		if n := count(&v.Metrics.LockWait[WaitFailed]); n == 0 {
+			t.Error("none of them waited for a lock")
+		}
+	})
+}
+
+// A page that writes the session while another one fails has it for all of its timeout.
+func TestWrittenSessionIsRenewedAllTheSame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault(t)
+		v.write("shop", "1", "mine")
+		v.plant("shop", "1", []byte("planted"))
+		store := &backendtest.Failing{Store: v.store}
+		v.setRoute(newRoute(store))
+		time.Sleep(15 * time.Minute)
+		written := false
+		store.Fail(func(_ context.Context, op string, apply func() error) error {
+			if op == "unread" && !written {
+				written = true
+				v.write("shop", "1", "written")
+			}
+			return apply()
+		})
+		if _, err := v.Get(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, errUnreadable) {
+			t.Fatal(err)
+		}
+		if left := v.kept("shop", "1").Left; !written || left != 20*time.Minute {
+			t.Errorf("written: %v; it has %v left, want 20m", written, left)
+		}
+		v.reads("shop", "1", "written")
+	})
+}
+
+// What is taken back is what this page did: a lock with the same number, of a session that came in the place of the one it found, stays.
+func TestLockOfAnotherSessionIsLeftAlone(t *testing.T) {
+	v := newVault(t)
+	v.write("shop", "1", "mine")
+	item, err := v.GetExclusive(t.Context(), now(), v.session("shop", "1"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := len(d.names); n != maxDamaged || !d.has(sessionName{"shop", strings.Repeat("x", maxDamaged+99)}) {
-		t.Errorf("%d sessions are remembered, want %d and the last among them", n, maxDamaged)
+	v.plant("shop", "1", []byte("planted"))
+	store := &backendtest.Failing{Store: v.store}
+	v.setRoute(newRoute(store))
+	store.Fail(func(_ context.Context, op string, apply func() error) error {
+		if op == "unread" {
+			store.Fail(nil)
+			if err := v.Remove(t.Context(), now(), v.session("shop", "1"), item.LockCookie, backends.IfUnlocked); err != nil {
+				t.Errorf("remove: %v", err)
+			}
+			v.write("shop", "1", "new")
+			if again, err := v.GetExclusive(t.Context(), now(), v.session("shop", "1")); err != nil || again.LockCookie != item.LockCookie {
+				t.Errorf("the new session's lock has cookie %d, %v; the other one's had %d", again.LockCookie, err, item.LockCookie)
+			}
+		}
+		return apply()
+	})
+	if _, err := v.Get(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, errUnreadable) {
+		t.Fatal(err)
+	}
+	if !v.kept("shop", "1").Locked {
+		t.Error("the new session is unlocked under the page that has it")
+	}
+}
+
+// Where the store fails or is left at that moment, the page fails all the same, and the lock is released when that is possible.
+func TestUnreadableSessionIsUnlockedLater(t *testing.T) {
+	for name, fault := range map[string]error{"failing": backendtest.ErrDown, "left": backends.ErrMoved} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := newVault(t)
+				v.write("shop", "1", "mine")
+				v.plant("shop", "1", []byte("planted"))
+				store := &backendtest.Failing{Store: v.store}
+				v.setRoute(newRoute(store))
+				store.Fail(func(_ context.Context, op string, apply func() error) error {
+					if op == "unread" {
+						return fault
+					}
+					return apply()
+				})
+				begun := time.Now()
+				if _, err := v.GetExclusive(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, errUnreadable) {
+					t.Fatal(err)
+				}
+				if took := time.Since(begun); took > budget || took > 0 && fault == backends.ErrMoved {
+					t.Errorf("it took %v", took)
+				}
+				v.Settle(t.Context())
+				if v.kept("shop", "1").Locked {
+					t.Error("it stays locked")
+				}
+			})
+		})
 	}
 }
 

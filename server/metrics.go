@@ -66,6 +66,7 @@ const (
 	stmtSet
 	stmtRemove
 	stmtResetTimeout
+	stmtUnread
 	stmtDeleteExpired
 	stmtPing
 	stmtInspect
@@ -74,11 +75,11 @@ const (
 	Statements int = iota
 
 	// RequestStatements are the first ones: those that requests cause.
-	RequestStatements = int(stmtResetTimeout) + 1
+	RequestStatements = int(stmtUnread) + 1
 )
 
 var statementNames = [Statements]string{"get", "get exclusive", "release", "set", "remove", "reset timeout",
-	"delete expired", "ping", "inspect", "list", "applications"}
+	"unread", "delete expired", "ping", "inspect", "list", "applications"}
 
 func (s Statement) String() string { return statementNames[s] }
 

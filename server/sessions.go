@@ -74,7 +74,6 @@ type Sessions struct {
 	strangers    strangers
 	quotas       quotas
 	encryption   atomic.Pointer[Encryption]
-	damaged      damaged
 	unreadable   [Unreadables]seldom
 }
 
@@ -131,9 +130,6 @@ func (s *Sessions) GetExclusive(ctx context.Context, req Request, session Sessio
 
 // Lookup is Get without waiting: it renews the session and clears its mark.
 func (s *Sessions) Lookup(ctx context.Context, req Request, session Session) (item backends.Item, err error) {
-	if err := s.stillDamaged(ctx, req, session); err != nil {
-		return item, err
-	}
 	tok, at := s.token(), s.place(session, backends.NoCookie)
 	_, err = s.do(ctx, stmtGet, req, func(ctx context.Context) error {
 		return at.do(ctx, false, func(store backends.Store, key backends.Key) (err error) {
@@ -146,15 +142,12 @@ func (s *Sessions) Lookup(ctx context.Context, req Request, session Session) (it
 		})
 	})
 	if err == nil {
-		item.Data, err = s.open(session.App.Name, session.ID, item.Data)
+		item, err = s.openFound(ctx, req, &at, item, false)
 	}
 	return item, err
 }
 
 func (s *Sessions) getExclusive(ctx context.Context, req Request, session Session) (item backends.Item, err error) {
-	if err := s.stillDamaged(ctx, req, session); err != nil {
-		return item, err
-	}
 	tok, at := s.token(), s.place(session, backends.NoCookie)
 	unknown, err := s.do(ctx, stmtGetExclusive, req, func(ctx context.Context) (err error) {
 		item, err = at.getExclusive(ctx, req, tok)
@@ -164,9 +157,7 @@ func (s *Sessions) getExclusive(ctx context.Context, req Request, session Sessio
 		s.settleLater(at, req, tok)
 	}
 	if err == nil {
-		if item.Data, err = s.open(session.App.Name, session.ID, item.Data); err != nil {
-			s.ReleaseLater(session, item.LockCookie) // nobody is told of it
-		}
+		item, err = s.openFound(ctx, req, &at, item, true)
 	}
 	return item, err
 }
@@ -273,9 +264,6 @@ func (s *Sessions) set(ctx context.Context, req Request, session Session, w back
 			return err
 		})
 	})
-	if err == nil {
-		s.damaged.forget(sessionName{session.App.Name, session.ID})
-	}
 	return err
 }
 
@@ -301,9 +289,6 @@ func (s *Sessions) Remove(ctx context.Context, req Request, session Session, coo
 // ResetTimeout renews the session (MS-ASP 3.1.5.6). A failing store is no error
 // here: the session is renewed later.
 func (s *Sessions) ResetTimeout(ctx context.Context, req Request, session Session) error {
-	if err := s.stillDamaged(ctx, req, session); errors.Is(err, errUnreadable) {
-		return nil
-	}
 	at := s.place(session, backends.NoCookie)
 	err := s.try(ctx, stmtResetTimeout, req.Arrived.Add(s.Budget()), min(time.Second, s.Budget()/3), func(ctx context.Context) error { return at.renew(ctx) })
 	if !backends.IsAnswer(err) {

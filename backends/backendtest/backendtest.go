@@ -42,6 +42,7 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 		{"LockAge", lockAgeCases, nil},
 		{"Expiry", expiryCases, nil},
 		{"Renewal", renewalCases, nil},
+		{"Unread", unreadCases, nil},
 		{"DeleteExpired", sweepCases, nil},
 		{"Application", applicationCases, nil},
 		{"Identity", identityCases, nil},

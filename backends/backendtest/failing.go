@@ -87,6 +87,10 @@ func (f *Failing) ResetTimeout(ctx context.Context, key backends.Key) error {
 	return f.call(ctx, "reset timeout", func() error { return f.Store.ResetTimeout(ctx, key) })
 }
 
+func (f *Failing) Unread(ctx context.Context, key backends.Key, item backends.Item) error {
+	return f.call(ctx, "unread", func() error { return f.Store.Unread(ctx, key, item) })
+}
+
 func (f *Failing) DeleteExpired(ctx context.Context, limit int) (n int, err error) {
 	err = f.call(ctx, "delete expired", func() (err error) { n, err = f.Store.DeleteExpired(ctx, limit); return })
 	return n, err

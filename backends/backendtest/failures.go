@@ -50,6 +50,9 @@ var operations = []operation{
 	{"ResetTimeout", func(ctx context.Context, s *suite, key backends.Key, tok backends.Token) error {
 		return s.Store.ResetTimeout(ctx, key)
 	}},
+	{"Unread", func(ctx context.Context, s *suite, key backends.Key, tok backends.Token) error {
+		return s.Store.Unread(ctx, key, backends.Item{Data: []byte("what it never had"), LockCookie: 2, Unrenewed: 1})
+	}},
 	{"DeleteExpired", func(ctx context.Context, s *suite, key backends.Key, tok backends.Token) error {
 		_, err := s.Store.DeleteExpired(ctx, 10)
 		return err

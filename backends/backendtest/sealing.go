@@ -18,6 +18,7 @@ type Sealing struct {
 
 	mu    sync.Mutex
 	names map[backends.AppID]string
+	kept  map[string][]byte // items that were found as they are kept, by what they hold
 }
 
 // MovableSealing is Sealing for a store that is Movable.
@@ -28,7 +29,7 @@ type MovableSealing struct {
 
 // Sealed returns the fixture with its store behind s.
 func Sealed(f Fixture, s *Sealing) Fixture {
-	s.Store, s.names = f.Store, make(map[backends.AppID]string)
+	s.Store, s.names, s.kept = f.Store, make(map[backends.AppID]string), make(map[string][]byte)
 	f.Store = s
 	if movable, ok := s.Store.(backends.Movable); ok {
 		f.Store = &MovableSealing{s, movable}
@@ -57,9 +58,22 @@ func (s *Sealing) name(id backends.AppID) string {
 
 func (s *Sealing) open(key backends.Key, item backends.Item, err error) (backends.Item, error) {
 	if err == nil {
-		item.Data, err = s.Open(s.name(key.App), key.ID, item.Data)
+		kept := item.Data
+		item.Data, err = s.Open(s.name(key.App), key.ID, kept)
+		if item.Unrenewed != 0 {
+			s.mu.Lock()
+			s.kept[string(item.Data)] = kept
+			s.mu.Unlock()
+		}
 	}
 	return item, err
+}
+
+func (s *Sealing) Unread(ctx context.Context, key backends.Key, item backends.Item) error {
+	s.mu.Lock()
+	item.Data = s.kept[string(item.Data)]
+	s.mu.Unlock()
+	return s.Store.Unread(ctx, key, item)
 }
 
 func (s *Sealing) Get(ctx context.Context, key backends.Key, tok backends.Token) (backends.Item, error) {

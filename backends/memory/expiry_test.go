@@ -228,3 +228,24 @@ func keyIn(t testing.TB, s *Store, sh *shard, n int) backends.Key {
 	t.Fatal("no key found for the shard")
 	return backends.Key{}
 }
+
+// The sweeper has looked at a session that was renewed, and then it was not.
+func TestUnreadSessionIsSweptInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(0)
+		key := backends.Key{App: 1, ID: "a"}
+		mustSet(t, s, key, 20*time.Minute)
+		time.Sleep(20 * time.Minute)
+		item, err := s.Get(t.Context(), key, tok)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Nanosecond)
+		mustSweep(t, s, 10, 0)
+		if err := s.Unread(t.Context(), key, item); err != nil {
+			t.Fatal(err)
+		}
+		mustSweep(t, s, 10, 1)
+		empty(t, s)
+	})
+}

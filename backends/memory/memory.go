@@ -152,18 +152,33 @@ func (s *Store) lock(ctx context.Context, op string, key backends.Key) (*shard, 
 // find returns the session, renewed, or ErrNotFound. Under the condition IfCookie another cookie than the
 // session's last is ErrConflict, and the session stays as it is.
 func (s *Store) find(sh *shard, key backends.Key, now time.Duration, cookie backends.Cookie, cond backends.Condition) (*session, error) {
-	se := sh.sessions.get(s.hash(key), key)
+	se := s.look(sh, key, now)
 	switch {
 	case se == nil:
-		return nil, backends.ErrNotFound
-	case se.expires < now:
-		s.drop(sh, se)
 		return nil, backends.ErrNotFound
 	case cond == backends.IfCookie && cookie != se.cookie:
 		return nil, backends.ErrConflict
 	}
 	se.expires = expiry(now, se.timeout)
 	return se, nil
+}
+
+// look returns the session as it is, nil if it is missing.
+func (s *Store) look(sh *shard, key backends.Key, now time.Duration) *session {
+	se := sh.sessions.get(s.hash(key), key)
+	if se != nil && se.expires < now {
+		s.drop(sh, se)
+		se = nil
+	}
+	return se
+}
+
+// hasten has the queue look at a session in time whose expiry was put forward.
+func (sh *shard) hasten(se *session) {
+	if se.expires < se.due {
+		se.due = se.expires
+		heap.Fix(&sh.queue, int(se.place))
+	}
 }
 
 // drop deletes a session.
@@ -232,9 +247,13 @@ func (s *Store) get(ctx context.Context, op string, key backends.Key, exclusive 
 		return backends.Item{}, err
 	}
 	defer sh.mu.Unlock()
-	se, err := s.find(sh, key, now, backends.NoCookie, backends.IfUnlocked)
-	if err != nil {
-		return backends.Item{}, err
+	se := s.look(sh, key, now)
+	if se == nil {
+		return backends.Item{}, backends.ErrNotFound
+	}
+	unrenewed := se.expires
+	if se.expires = expiry(now, se.timeout); se.expires == unrenewed {
+		unrenewed = 0
 	}
 	mark := se.takeMark()
 	if se.locked {
@@ -245,7 +264,7 @@ func (s *Store) get(ctx context.Context, op string, key backends.Key, exclusive 
 		se.lockedAt = now
 		se.cookie++
 	}
-	return backends.Item{Data: se.item(), Timeout: se.timeout, LockCookie: se.cookie, LockAge: now - se.lockedAt, Uninitialized: mark}, nil
+	return backends.Item{Data: se.item(), Timeout: se.timeout, LockCookie: se.cookie, LockAge: now - se.lockedAt, Uninitialized: mark, Unrenewed: backends.Expiry(unrenewed)}, nil
 }
 
 // Release implements backends.Store.
@@ -295,10 +314,7 @@ func (s *Store) Set(ctx context.Context, key backends.Key, _ backends.Token, w b
 		se.timeout = w.Timeout
 		se.uninitialized = se.uninitialized && w.Condition == backends.IfCookie
 		se.expires = expiry(now, w.Timeout)
-		if se.expires < se.due {
-			se.due = se.expires
-			heap.Fix(&sh.queue, int(se.place))
-		}
+		sh.hasten(se)
 	}
 	return nil
 }
@@ -356,6 +372,25 @@ func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
 	defer sh.mu.Unlock()
 	_, err = s.find(sh, key, now, backends.NoCookie, backends.IfUnlocked)
 	return err
+}
+
+// Unread implements backends.Store.
+func (s *Store) Unread(ctx context.Context, key backends.Key, item backends.Item) error {
+	sh, now, err := s.lock(ctx, "unread", key)
+	if err != nil {
+		return err
+	}
+	defer sh.mu.Unlock()
+	se := s.look(sh, key, now)
+	if se == nil {
+		return nil
+	}
+	se.locked = se.locked && item.LockCookie != se.cookie
+	if item.Unrenewed != 0 && se.data == string(item.Data) {
+		se.expires = min(se.expires, time.Duration(item.Unrenewed))
+		sh.hasten(se)
+	}
+	return nil
 }
 
 // Ping implements backends.Store.

@@ -63,6 +63,8 @@ type answer struct {
 	timeout int64
 	marked  bool
 	item    []byte
+
+	unrenewed backends.Expiry // a timestamptz
 }
 
 // size is how large the call makes its statement.

@@ -55,6 +55,9 @@ func TestExpectedReleasesAreTold(t *testing.T) {
 			_, err := a.Release(ctx, key, newToken(), cookie, backends.IfUnlocked)
 			return err
 		},
+		"unread": func(key backends.Key, cookie backends.Cookie) error {
+			return a.Unread(ctx, key, backends.Item{Data: []byte("x"), LockCookie: cookie})
+		},
 		"set": func(key backends.Key, cookie backends.Cookie) error {
 			return a.Set(ctx, key, newToken(), backends.Write{Data: []byte("y"), Timeout: time.Hour, LockCookie: cookie})
 		},

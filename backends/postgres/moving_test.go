@@ -127,6 +127,7 @@ func TestStatementThatWaitedForALeave(t *testing.T) {
 		"a new session": func() error {
 			return store.Set(t.Context(), backends.Key{App: app, ID: "new"}, newToken(), w)
 		},
+		"Unread":      func() error { return store.Unread(t.Context(), key, backends.Item{}) },
 		"Expect":      func() error { _, err := store.Expect(t.Context(), key); return err },
 		"Application": func() error { _, err := store.Application(t.Context(), "new", true); return err },
 		"Import": func() error {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -21,6 +22,31 @@ func (s *Store) Get(ctx context.Context, key backends.Key, tok backends.Token) (
 // ResetTimeout implements backends.Store.
 func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
 	_, _, err := s.read(ctx, "reset timeout", key, backends.Token{}, opResetTimeout)
+	return err
+}
+
+// Unread implements backends.Store.
+func (s *Store) Unread(ctx context.Context, key backends.Key, item backends.Item) error {
+	latest := item.Unrenewed
+	if latest == 0 {
+		latest = math.MaxInt64 // infinity
+	}
+	sql := unreadSQL
+	if s.noNotify.Load() { // as finding the item has told
+		sql = strings.ReplaceAll(sql, notify, "NULL")
+	}
+	_, err := run(ctx, s, "unread", func(ctx context.Context, c *conn) (_ struct{}, err error) {
+		moved := false
+		err = c.query(ctx, sql, [][]byte{
+			binary.BigEndian.AppendUint32(nil, uint32(key.App)), []byte(key.ID),
+			binary.BigEndian.AppendUint32(nil, uint32(item.LockCookie)),
+			binary.BigEndian.AppendUint64(nil, uint64(latest)), item.Data,
+		}, func(row [][]byte) { moved = row[0][0] == 1 })
+		if err == nil && moved {
+			err = backends.ErrMoved
+		}
+		return struct{}{}, err
+	})
 	return err
 }
 
@@ -146,6 +172,7 @@ func (c *call) result(mark bool) (backends.Item, bool, error) {
 		Timeout:       time.Duration(a.timeout) * time.Millisecond,
 		LockCookie:    a.cookie,
 		Uninitialized: mark,
+		Unrenewed:     a.unrenewed,
 	}
 	if a.item != nil && c.op == opGet {
 		item.LockAge = max(0, a.now.Sub(a.lockAt))
@@ -249,6 +276,9 @@ func (w *worker) query(ctx context.Context, sql string, batch []*call, params []
 		*a = answer{act: int4(row[1]), now: instant(row[2]), found: bytes.Clone(row[3]), marked: row[7][0] == 1, item: bytes.Clone(row[8])}
 		if row[4] != nil {
 			a.cookie, a.lockAt, a.timeout = backends.Cookie(int4(row[4])), instant(row[5]), int8(row[6])
+		}
+		if len(row) > 10 && row[10] != nil { // of touchSQL
+			a.unrenewed = backends.Expiry(int8(row[10]))
 		}
 	})
 	if now := batch[0].answer.now; !now.IsZero() {

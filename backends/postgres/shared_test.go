@@ -57,6 +57,9 @@ func (f farm) Remove(ctx context.Context, key backends.Key, tok backends.Token, 
 func (f farm) ResetTimeout(ctx context.Context, key backends.Key) error {
 	return f.any().ResetTimeout(ctx, key)
 }
+func (f farm) Unread(ctx context.Context, key backends.Key, item backends.Item) error {
+	return f.any().Unread(ctx, key, item)
+}
 func (f farm) DeleteExpired(ctx context.Context, limit int) (int, error) {
 	return f.any().DeleteExpired(ctx, limit)
 }

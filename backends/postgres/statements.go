@@ -167,12 +167,13 @@ WITH ` + fence + `, input AS MATERIALIZED (
     WHERE s.app_id = j.app_id AND s.session_id = j.session_id AND j.writes
     RETURNING j.n, j.act, j.now, j.found, s.lock_cookie, s.lock_date, s.timeout, j.clears OR j.repeats_mark AS marked,
         CASE WHEN j.op = 1 AND j.act = 0 OR j.op = 2 AND j.act IN (0, 7) THEN s.item END AS item,
-        CASE WHEN j.frees AND j.flags & 2 = 2 THEN ` + notify + ` END AS told
+        CASE WHEN j.frees AND j.flags & 2 = 2 THEN ` + notify + ` END AS told,
+        CASE WHEN j.due THEN j.expires END AS unrenewed
 )
 SELECT * FROM updated
 UNION ALL
 SELECT n, CASE WHEN act = 0 AND op = 1 AND NOT moved THEN 6 ELSE act END, now, found, lock_cookie, lock_date, timeout, repeats_mark,
-    CASE WHEN moved AND op <= 2 AND act IN (0, 7) THEN (SELECT s.item FROM sessions s WHERE s.app_id = r.app_id AND s.session_id = r.session_id) END, NULL
+    CASE WHEN moved AND op <= 2 AND act IN (0, 7) THEN (SELECT s.item FROM sessions s WHERE s.app_id = r.app_id AND s.session_id = r.session_id) END, NULL, NULL
 FROM ruled r
 WHERE NOT writes
 UNION ALL
@@ -182,9 +183,30 @@ SELECT i.n, CASE
         WHEN s.expires < clock_timestamp() THEN 6 -- as of the snapshot: it may have been renewed while this waited for other rows
         WHEN i.op <= 2 AND s.locked THEN 2
         ELSE 6 END,
-    clock_timestamp(), NULL, s.lock_cookie, s.lock_date, s.timeout, false, NULL, NULL
+    clock_timestamp(), NULL, s.lock_cookie, s.lock_date, s.timeout, false, NULL, NULL, NULL
 FROM fence f CROSS JOIN (SELECT * FROM input WHERE n NOT IN (SELECT n FROM held) OFFSET 0) i
 LEFT JOIN sessions s ON s.app_id = i.app_id AND s.session_id = i.session_id`
+
+// unreadSQL is Unread of one session: $1 and $2 its key, $3 the lock cookie, $4 when it is to expire at the latest, $5 its item. It answers
+// whether the store was left.
+const unreadSQL = `
+WITH ` + fence + `, judged AS MATERIALIZED (
+    SELECT s.app_id, s.session_id, s.flags, s.locked AND s.lock_cookie = $3::int4 AS frees,
+        CASE WHEN s.item = $5::bytea THEN $4::timestamptz ELSE 'infinity' END AS latest
+    FROM sessions s
+    WHERE s.app_id = $1::int4 AND s.session_id = $2::bytea
+    FOR UPDATE OF s
+), updated AS (
+    UPDATE sessions s SET
+        locked = s.locked AND NOT j.frees,
+        flags = s.flags & CASE WHEN j.frees THEN ~2 ELSE ~0 END,
+        expires = least(s.expires, j.latest),
+        sweep_at = least(s.sweep_at, j.latest)
+    FROM judged j CROSS JOIN fence
+    WHERE NOT moved AND s.app_id = j.app_id AND s.session_id = j.session_id
+    RETURNING CASE WHEN j.frees AND j.flags & 2 = 2 THEN ` + notify + ` END AS told
+)
+SELECT moved, told FROM fence LEFT JOIN updated ON true`
 
 // setSQL stores items ($10 data, $11 timeouts, $12 marks).
 const setSQL = `

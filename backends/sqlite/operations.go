@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"time"
 
 	"aspstate/backends"
@@ -15,9 +16,14 @@ func (w *writer) touch(se *session) error {
 	if !se.overdue(w.now) {
 		return nil
 	}
-	_, se.expires = expiry(w.now, se.timeout)
+	_, latest := expiry(w.now, se.timeout)
+	return w.expireAt(se, latest)
+}
+
+func (w *writer) expireAt(se *session, expires int64) error {
+	se.expires = expires
 	w.setExpires.bindInt(1, se.row)
-	w.setExpires.bindInt(2, se.expires)
+	w.setExpires.bindInt(2, expires)
 	return w.setExpires.run()
 }
 
@@ -52,8 +58,12 @@ func (w *writer) fetch(o *op, lock bool) error {
 		o.err = backends.ErrNotFound
 		return nil
 	}
+	unrenewed := se.expires
 	if err := w.touch(se); err != nil {
 		return err
+	}
+	if se.expires == unrenewed {
+		unrenewed = 0
 	}
 	mark, err := w.takeMark(se)
 	if err != nil {
@@ -70,6 +80,7 @@ func (w *writer) fetch(o *op, lock bool) error {
 		se.cookie, se.lockDate = cookie, w.now
 	}
 	o.item, o.err = se.found(w.now, mark, item)
+	o.item.Unrenewed = backends.Expiry(unrenewed)
 	se.locked = se.locked || lock
 	return nil
 }
@@ -101,12 +112,16 @@ func (w *writer) release(o *op) error {
 		o.err = se.lockedError(w.now, mark)
 		return nil
 	case se.locked:
-		w.unlockSession.bindInt(1, se.row)
-		err = w.unlockSession.run()
-		se.locked = false
+		err = w.unlock(se)
 	}
 	o.mark = mark
 	return err
+}
+
+func (w *writer) unlock(se *session) error {
+	se.locked = false
+	w.unlockSession.bindInt(1, se.row)
+	return w.unlockSession.run()
 }
 
 func (w *writer) set(o *op) error {
@@ -203,6 +218,31 @@ func (w *writer) resetTimeout(o *op) error {
 		return nil
 	}
 	return w.touch(se)
+}
+
+func (w *writer) unread(o *op) error {
+	se, err := w.find(o.key)
+	if err != nil || se.missing(w.now) {
+		return err
+	}
+	if se.locked && o.cookie == se.cookie {
+		if err := w.unlock(se); err != nil {
+			return err
+		}
+	}
+	if o.unrenewed == 0 || se.expires <= int64(o.unrenewed) {
+		return nil
+	}
+	item := se.item
+	if item == nil {
+		if item, err = w.itemOf(se.row); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(item, o.data) {
+		return nil
+	}
+	return w.expireAt(se, int64(o.unrenewed))
 }
 
 // Bounds of what one operation of DeleteExpired deletes, so that others get in between.

@@ -30,6 +30,7 @@ type op struct {
 	uninitialized bool
 	data          []byte // nobody else's, and not changed: the cache keeps it
 	limit         int
+	unrenewed     backends.Expiry
 	stores        bool // it may answer ErrFull
 	always        bool // also in a store that was left
 

@@ -227,6 +227,13 @@ func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
 	return s.finish(ctx, newOp("reset timeout", (*writer).resetTimeout, key, backends.Token{}))
 }
 
+// Unread implements backends.Store.
+func (s *Store) Unread(ctx context.Context, key backends.Key, item backends.Item) error {
+	o := newOp("unread", (*writer).unread, key, backends.Token{})
+	o.data, o.cookie, o.unrenewed = item.Data, item.LockCookie, item.Unrenewed
+	return s.finish(ctx, o)
+}
+
 // DeleteExpired implements backends.Store. It also forgets applications that nobody needs, and gives room that is not
 // needed back to the file system.
 func (s *Store) DeleteExpired(ctx context.Context, limit int) (deleted int, err error) {

@@ -46,6 +46,7 @@ type row struct {
 	lockDate time.Time
 	flags    int
 	data     []byte
+	before   time.Time // when it expired before the batch renewed it; zero where the batch does not tell
 }
 
 func (s *Store) row(ctx context.Context, item int, batch, declared string, args ...any) (row, error) {
@@ -53,14 +54,15 @@ func (s *Store) row(ctx context.Context, item int, batch, declared string, args 
 }
 
 func scanRow(rows *sql.Rows) (r row, err error) {
-	var expires, lockDate sql.NullTime
+	var expires, lockDate, before sql.NullTime
 	var timeout, cookie, flags, exact sql.NullInt64
 	var locked sql.NullBool
 	var short, long []byte
-	err = rows.Scan(&r.done, &r.now, &exact, &expires, &timeout, &locked, &cookie, &lockDate, &flags, &short, &long)
+	err = rows.Scan(&r.done, &r.now, &exact, &expires, &timeout, &locked, &cookie, &lockDate, &flags, &short, &long, &before)
 	r.found, r.exact = expires.Valid, exact.Int64 == 1
 	r.expires, r.timeout, r.locked, r.lockDate = expires.Time, timeout.Int64, locked.Bool, lockDate.Time
 	r.cookie, r.flags = backends.Cookie(cookie.Int64), int(flags.Int64)
+	r.before = before.Time
 	r.data = short
 	if long != nil { // where both are set, web servers take this one
 		r.data = long
@@ -95,7 +97,11 @@ func (r *row) item(mark bool) (backends.Item, error) {
 	if len(r.data) == 0 {
 		return backends.Item{}, fmt.Errorf("the session has no item: %w", backends.ErrPermanent)
 	}
-	return backends.Item{Data: r.data, Timeout: duration(r.timeout), LockCookie: r.cookie, LockAge: r.lockAge(), Uninitialized: mark}, nil
+	item := backends.Item{Data: r.data, Timeout: duration(r.timeout), LockCookie: r.cookie, LockAge: r.lockAge(), Uninitialized: mark}
+	if !r.before.IsZero() && r.before.Before(r.expires) && item.Timeout != backends.NeverExpires {
+		item.Unrenewed = backends.Expiry(r.before.UnixMicro())
+	}
+	return item, nil
 }
 
 // minutes is a timeout as the column Timeout has it.
@@ -403,4 +409,14 @@ func (s *Store) ResetTimeout(ctx context.Context, key backends.Key) error {
 		err = backends.ErrNotFound
 	}
 	return wrap("reset timeout", err)
+}
+
+// Unread implements backends.Store.
+func (s *Store) Unread(ctx context.Context, key backends.Key, item backends.Item) error {
+	latest := time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+	if item.Unrenewed != 0 {
+		latest = time.UnixMicro(int64(item.Unrenewed)).UTC()
+	}
+	return wrap("unread", s.exec(ctx, unreadSQL, keyDeclared+", @cookie int, @expires datetime, @data varbinary(max)",
+		keyArg(key), sql.Named("cookie", int32(item.LockCookie)), sql.Named("expires", latest.Format(dateFormat)), sql.Named("data", item.Data)))
 }

@@ -15,6 +15,9 @@ const due = `CASE WHEN Expires < DATEADD(minute, Timeout, @now)
 const expires = `CASE WHEN @timeout < 0 THEN DATEADD(minute, -1, @now)
         ELSE DATEADD(second, CASE WHEN @timeout < 20 THEN @timeout * 3 ELSE 60 END, DATEADD(minute, @timeout, @sec)) END`
 
+// keptItem is a session's item, as scanRow chooses it.
+const keptItem = `COALESCE(CONVERT(varbinary(max), SessionItemLong), SessionItemShort)`
+
 // clears moves the uninitialized mark from bit 0 to bit 1, where it is known to be this request's to report.
 const clears = `CASE WHEN Flags & 1 = 1 THEN (Flags & ~1) | 2 ELSE Flags & ~2 END`
 
@@ -22,7 +25,7 @@ const (
 	begin = `
 SET XACT_ABORT ON
 SET NOCOUNT ON
-DECLARE @now datetime, @sec datetime, @done int, @late int, @c int, @f int
+DECLARE @now datetime, @sec datetime, @before datetime, @done int, @late int, @c int, @f int
 ` + shut + `
 SET @now = GETUTCDATE()
 SET @sec = ` + wholeSecond + `
@@ -30,6 +33,11 @@ SET @late = 0
 SET @c = 0
 SET @f = 0
 BEGIN TRANSACTION
+`
+	// remembersExpiry keeps when the session expires before it is renewed. (SET @before = Expires in the UPDATE would be what it is
+	// after that in Babelfish.)
+	remembersExpiry = `
+SELECT @before = Expires FROM dbo.ASPStateTempSessions WITH (UPDLOCK) WHERE ` + exact + `
 `
 	// marked looks at what was written: the cookie and the mark to report.
 	marked = `
@@ -48,13 +56,13 @@ END
 IF @late = 1
 BEGIN
     ROLLBACK TRANSACTION
-    SELECT 2 AS done, @now AS now, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+    SELECT 2 AS done, @now AS now, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 END
 ELSE
 BEGIN
     SELECT @done AS done, GETUTCDATE() AS now, ` + columns + `,
         CASE WHEN @item = 1 AND s.Locked = 0 OR @item = 2 AND @done = 1 THEN s.SessionItemShort END,
-        CASE WHEN @item = 1 AND s.Locked = 0 OR @item = 2 AND @done = 1 THEN CONVERT(varbinary(max), s.SessionItemLong) END
+        CASE WHEN @item = 1 AND s.Locked = 0 OR @item = 2 AND @done = 1 THEN CONVERT(varbinary(max), s.SessionItemLong) END, @before
     FROM (SELECT 1 AS one) o LEFT JOIN dbo.ASPStateTempSessions s ON s.SessionId = @id
     COMMIT TRANSACTION
 END`
@@ -69,13 +77,13 @@ const readSQL = shut + rereadSQL
 const rereadSQL = `
 SELECT 0 AS done, GETUTCDATE() AS now, ` + columns + `,
     CASE WHEN @item = 1 AND s.Locked = 0 OR @item = 2 THEN s.SessionItemShort END,
-    CASE WHEN @item = 1 AND s.Locked = 0 OR @item = 2 THEN CONVERT(varbinary(max), s.SessionItemLong) END
+    CASE WHEN @item = 1 AND s.Locked = 0 OR @item = 2 THEN CONVERT(varbinary(max), s.SessionItemLong) END, NULL
 FROM (SELECT 1 AS one) o LEFT JOIN dbo.ASPStateTempSessions s ON s.SessionId = @id`
 
 // touchSQL renews, and if @clears clears the mark. With @onlyLocked it leaves an unlocked session alone.
 const touchSQL = begin + `
 DECLARE @granted int
-` + staying + `
+` + staying + remembersExpiry + `
 UPDATE dbo.ASPStateTempSessions SET Expires = ` + due + `, Flags = CASE WHEN @clears = 1 THEN ` + clears + ` ELSE Flags END
 WHERE ` + exact + ` AND Expires >= @now AND (@onlyLocked = 0 OR Locked = 1)
 SET @done = @@ROWCOUNT
@@ -88,7 +96,7 @@ END
 ` + answered
 
 // lockSQL is GetExclusive.
-const lockSQL = begin + `
+const lockSQL = begin + remembersExpiry + `
 UPDATE dbo.ASPStateTempSessions
 SET Locked = 1, LockCookie = LockCookie + 1, LockDate = @now, LockDateLocal = GETDATE(), Flags = ` + clears + `, Expires = ` + due + `
 WHERE ` + exact + ` AND Locked = 0 AND Expires >= @now
@@ -138,6 +146,21 @@ BEGIN
     SET @done = @@ROWCOUNT
 END
 ` + noted + answered
+
+// unreadSQL is Unread: it unlocks the session if it is locked with @cookie, and has it expire by @expires if it has the item @data. (= alone
+// would take no notice of zeros at the end.)
+const unreadSQL = `
+SET XACT_ABORT ON
+SET NOCOUNT ON
+DECLARE @granted int
+BEGIN TRANSACTION
+` + staying + `
+UPDATE dbo.ASPStateTempSessions
+SET Locked = CASE WHEN LockCookie = @cookie THEN 0 ELSE Locked END, Flags = CASE WHEN LockCookie = @cookie THEN Flags & ~2 ELSE Flags END,
+    Expires = CASE WHEN Expires > @expires AND DATALENGTH(` + keptItem + `) = DATALENGTH(@data) AND ` + keptItem + ` = @data
+        THEN @expires ELSE Expires END
+WHERE ` + exact + `
+COMMIT TRANSACTION`
 
 // burySQL deletes a session that has expired.
 const burySQL = `SET NOCOUNT ON
