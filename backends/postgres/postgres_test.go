@@ -19,7 +19,9 @@ func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 func TestStore(t *testing.T) {
 	server := pgtest.Shared(t)
-	backendtest.Run(t, func(t *testing.T) backendtest.Fixture { return fixture(t, migrated(t, server.Database(t))) })
+	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
+		return fixture(t, migrated(t, server.Database(t)+"&connect_timeout=30")) // nobody tries again here, and machines are busy
+	})
 }
 
 func BenchmarkStore(b *testing.B) {
