@@ -180,7 +180,7 @@ func TestBothPorts(t *testing.T) {
 func bothPortsHistories(lockWait string) scenario {
 	return func(t *testing.T, s store, rng *rand.Rand) {
 		servers := bothPorts(t, s, lockWait)
-		for range 3 {
+		for range often(1, 3) {
 			history := newRecorder()
 			id := transcript.NewID()
 			keys := []string{id, strings.ToUpper(id)}
