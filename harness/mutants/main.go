@@ -63,9 +63,6 @@ func run(pattern string) error {
 		return err
 	}
 	defer os.RemoveAll(folder)
-	if err := os.Chmod(folder, 0o755); err != nil { // PostgreSQL runs as another user
-		return err
-	}
 	tree := filepath.Join(folder, "tree")
 	if err := copyTree(root, tree); err != nil {
 		return err
