@@ -29,9 +29,9 @@ func (s *Sessions) SetEncryption(e Encryption) { s.encryption.Store(&e) }
 // Encryption returns what is in force.
 func (s *Sessions) Encryption() Encryption { return *s.encryption.Load() }
 
-// errUnreadable says that an item in the store is not to be given to a web application. It is no answer, so that the page fails and the
+// ErrUnreadable says that an item in the store is not to be given to a web application. It is no answer, so that the page fails and the
 // session stays; and no failure of the store, since asking again does not help.
-var errUnreadable = fmt.Errorf("the item cannot be given out: %w", backends.ErrPermanent)
+var ErrUnreadable = fmt.Errorf("the item cannot be given out: %w", backends.ErrPermanent)
 
 var errUnencrypted = errors.New("the item is not encrypted")
 
@@ -99,7 +99,7 @@ func (e *Encryption) open(application, id string, kept []byte) ([]byte, error) {
 	}
 }
 
-// open opens an item, or says why not: to the log, to the metrics, and by an error that wraps errUnreadable.
+// open opens an item, or says why not: to the log, to the metrics, and by an error that wraps ErrUnreadable.
 func (s *Sessions) open(application, id string, kept []byte) ([]byte, error) {
 	item, err := s.encryption.Load().open(application, id, kept)
 	if err == nil {
@@ -110,7 +110,7 @@ func (s *Sessions) open(application, id string, kept []byte) ([]byte, error) {
 	s.unreadable[why].add(1, func(n int64) {
 		s.log.Error(unreadableSays[why], "requests", n, "application", application, "session", backends.ShortID(id), "error", err)
 	})
-	return nil, fmt.Errorf("%w: %w", errUnreadable, err)
+	return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
 }
 
 // unreadable is why an item could not be opened.

@@ -92,7 +92,7 @@ func (v *vault) unreadable(app, id string, why Unreadable) {
 	v.t.Helper()
 	before, tries := v.Metrics.Unreadable[why].Load(), count(&v.Metrics.Statements[stmtGetExclusive])
 	_, err := v.GetExclusive(v.t.Context(), now(), v.session(app, id))
-	if !errors.Is(err, errUnreadable) || backends.IsAnswer(err) {
+	if !errors.Is(err, ErrUnreadable) || backends.IsAnswer(err) {
 		v.t.Fatalf("GetExclusive of %s of %s: %v, want that it cannot be read", id, app, err)
 	}
 	if n := v.Metrics.Unreadable[why].Load() - before; n != 1 {
@@ -105,7 +105,7 @@ func (v *vault) unreadable(app, id string, why Unreadable) {
 	if found := v.kept(app, id); found.Locked {
 		v.t.Error("it is locked now, and nobody knows")
 	}
-	if _, err := v.Get(v.t.Context(), now(), v.session(app, id)); !errors.Is(err, errUnreadable) {
+	if _, err := v.Get(v.t.Context(), now(), v.session(app, id)); !errors.Is(err, ErrUnreadable) {
 		v.t.Errorf("Get of %s of %s: %v, want that it cannot be read", id, app, err)
 	}
 	if failing, _ := v.Failing(); failing > 0 {
@@ -226,7 +226,7 @@ func TestDamagedSessionIsNotRenewedByTwoAtOnce(t *testing.T) {
 				for after := time.Duration(0); after < 6*time.Millisecond; after += 300 * time.Microsecond {
 					var pages sync.WaitGroup
 					page := func(ask func(context.Context, Request, Session) (backends.Item, error)) {
-						if _, err := ask(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, errUnreadable) {
+						if _, err := ask(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, ErrUnreadable) {
 							t.Errorf("%v, want that it cannot be read", err)
 						}
 					}
@@ -267,7 +267,7 @@ func TestWrittenSessionIsRenewedAllTheSame(t *testing.T) {
 			}
 			return apply()
 		})
-		if _, err := v.Get(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, errUnreadable) {
+		if _, err := v.Get(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, ErrUnreadable) {
 			t.Fatal(err)
 		}
 		if left := v.kept("shop", "1").Left; !written || left != 20*time.Minute {
@@ -301,7 +301,7 @@ func TestLockOfAnotherSessionIsLeftAlone(t *testing.T) {
 		}
 		return apply()
 	})
-	if _, err := v.Get(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, errUnreadable) {
+	if _, err := v.Get(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, ErrUnreadable) {
 		t.Fatal(err)
 	}
 	if !v.kept("shop", "1").Locked {
@@ -326,7 +326,7 @@ func TestUnreadableSessionIsUnlockedLater(t *testing.T) {
 					return apply()
 				})
 				begun := time.Now()
-				if _, err := v.GetExclusive(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, errUnreadable) {
+				if _, err := v.GetExclusive(t.Context(), now(), v.session("shop", "1")); !errors.Is(err, ErrUnreadable) {
 					t.Fatal(err)
 				}
 				if took := time.Since(begun); took > budget || took > 0 && fault == backends.ErrMoved {
@@ -473,7 +473,7 @@ func TestAliasSealsAnew(t *testing.T) {
 	}
 	// What cannot be opened stays where it is, unlocked, and its page fails at once.
 	tries := v.Metrics.asked()
-	if _, err := v.Get(t.Context(), now(), v.session("/lm/w3svc/7/root", "2")); !errors.Is(err, errUnreadable) {
+	if _, err := v.Get(t.Context(), now(), v.session("/lm/w3svc/7/root", "2")); !errors.Is(err, ErrUnreadable) {
 		t.Errorf("a planted session: %v", err)
 	}
 	if n := v.Metrics.asked() - tries; n != 1 {

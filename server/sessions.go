@@ -332,7 +332,7 @@ func (s *Sessions) do(ctx context.Context, stmt Statement, req Request, op func(
 			return false, err
 		}
 		unknown = unknown || !errors.Is(err, backends.ErrNotApplied)
-		if errors.Is(err, errUnreadable) || errors.Is(err, errNoMemory) { // where it was to be taken over from, or here; the store works
+		if errors.Is(err, ErrUnreadable) || errors.Is(err, errNoMemory) { // where it was to be taken over from, or here; the store works
 			return unknown, err
 		}
 		s.outage.failed(stmt.String(), err)

@@ -220,13 +220,17 @@ func (c *conn) answer(ctx context.Context, arrived time.Time, m message) (goesOn
 		} else {
 			err = r.batch(m.body)
 		}
-		if err != nil { // the store is failing
+		if err != nil { // there is no answer
 			if c.attention {
 				break
 			}
 			goesOn = false
 			c.t.b = c.t.b[:0]
-			c.t.fail(errorf(50000, 20, "%s: the store is failing; the connection is closed so that no session is taken for missing", serverName), "")
+			why := "the store is failing"
+			if errors.Is(err, server.ErrUnreadable) {
+				why = "the session's item cannot be given out, the log says why"
+			}
+			c.t.fail(errorf(50000, 20, "%s: %s; the connection is closed so that no session is taken for missing", serverName, why), "")
 			c.t.done(tokenDone, doneError, didNothing, 0)
 		}
 	case m.kind == packetTransaction:
